@@ -1,0 +1,71 @@
+"""Marks -> skips in one place, seed, NaN-poisoned allocation, tiny generated clips."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+HAS_CUDA = torch.cuda.is_available()
+if not HAS_CUDA:  # before any kernel module is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+MEDIA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+
+
+def _has_playwright() -> bool:
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+REASONS = {  # mark -> why it cannot run here, or None
+    "needs_cuda": None if HAS_CUDA else "no CUDA device",
+    "needs_nvcc": None if shutil.which("nvcc") else "nvcc not found",
+    "needs_browser": None if CHROMIUM and _has_playwright() else "Chromium or playwright not found",
+    "real_media": None if MEDIA.is_dir() else f"no real clips at {MEDIA}",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require", action="append", default=[], metavar="MARK", help="fail instead of skipping MARK")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark, reason in REASONS.items():
+        if reason and item.get_closest_marker(mark):
+            if mark in item.config.getoption("--require"):
+                pytest.fail(f"{mark} is required: {reason}")
+            pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.empty` returns NaN (or a sentinel), so a kernel that leaves output unwritten fails loudly."""
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def poison(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_floating_point():
+            return tensor.fill_(float("nan"))
+        return tensor.fill_(111) if tensor.dtype != torch.bool else tensor
+
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: poison(empty(*a, **k)))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poison(empty_like(*a, **k)))
+
+
+@pytest.fixture(scope="session")
+def media() -> Path:
+    """Folder of the real clips; use with the mark `real_media`."""
+    return MEDIA

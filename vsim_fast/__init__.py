@@ -1,0 +1,43 @@
+"""vsim_fast: what is alike between videos, where, when and in which direction, at hardware speed.
+
+Names are loaded on first access, so importing the package imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {  # public name -> module that defines it
+    "VsimError": "errors",
+    "FrameBatch": "records",
+    "FrameFeatures": "records",
+    "VideoInfo": "records",
+    "probe": "video",
+    "open_video": "video",
+    "Sampling": "video",
+    "load_encoder": "encode",
+    "position_similarity": "ops",
+    "intra_frame_similarity": "ops",
+    "frame_similarity": "ops",
+    "best_match": "ops",
+    "derivatives": "ops",
+    "nv12_to_pixels": "ops",
+    "rgb_to_pixels": "ops",
+    "analyze": "analysis",
+}
+__all__ = ["__version__", *_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'vsim_fast' has no attribute {name!r}")
+    value = getattr(import_module(f"vsim_fast.{_EXPORTS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

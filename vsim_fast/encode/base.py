@@ -1,0 +1,129 @@
+"""What every encoder is: pixels in, patch tokens, CLS and one attention row out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vsim_fast.ops import nv12_to_pixels, rgb_to_pixels
+from vsim_fast.records import FrameBatch, FrameFeatures
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a frame becomes encoder input, from the model's own configuration."""
+
+    size: tuple[int, int]
+    """(height, width) in pixels fed to the encoder."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    fit: Literal["squash", "crop"] = "squash"
+    """squash: the whole frame is resized to `size`, aspect ignored, so that the patch grid covers the frame.
+    crop: the short side is resized to size / crop_fraction, then the centre is cut out, as classifiers do."""
+    crop_fraction: float = 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Tokens(NamedTuple):
+    """One forward pass over B frames."""
+
+    patches: Tensor
+    """[B, P, D], row-major, not normalised."""
+    cls: Tensor | None
+    """[B, D] or None."""
+    attention: Tensor | None
+    """float32 [B, P] or None."""
+
+
+class Encoder(ABC):
+    """A vision encoder with its preprocessing.
+
+    Attributes:
+        spec: the string that `load_encoder` was given.
+        id: `spec` plus a digest of the weights' identity, size and precision; equal ids mean comparable features.
+        device, dtype: where and in what precision `forward` computes.
+        preprocess: resize, crop and normalisation.
+        patch_size: pixels per patch side.  grid: (Hp, Wp).  dim: D.
+        random_weights: True for `@random` specs; shown in every output.
+        attention_kind: what `attention` means for this encoder, one line.
+    """
+
+    spec: str
+    id: str
+    device: torch.device
+    dtype: torch.dtype
+    preprocess: Preprocess
+    patch_size: int
+    grid: tuple[int, int]
+    dim: int
+    random_weights: bool = False
+    attention_kind: str = "CLS-row attention of the last layer, mean over heads"
+    batch_size: int = 32
+    """Most frames per forward pass; halved for good when memory runs out."""
+
+    @abstractmethod
+    def forward(self, pixels: Tensor) -> Tokens:
+        """Tokens of pixels [B, 3, H, W], normalised, of `self.dtype` on `self.device`."""
+
+    def pixels(self, frames: FrameBatch) -> Tensor:
+        """[B, 3, H, W] normalised input for `frames`, on `self.device` in `self.dtype`, rotation applied."""
+        info, pre = frames.info, self.preprocess
+        size, crop = pre.size, None
+        if pre.fit == "crop":
+            height, width = info.display_size
+            scale = max(pre.size[0] / height, pre.size[1] / width) / pre.crop_fraction
+            size = (max(pre.size[0], round(height * scale)), max(pre.size[1], round(width * scale)))
+            crop = ((size[0] - pre.size[0]) // 2, (size[1] - pre.size[1]) // 2, *pre.size)
+        options = dict(
+            size=size, crop=crop, mean=pre.mean, std=pre.std, interpolation=pre.interpolation,
+            rotation=info.rotation, mirrored=info.mirrored, dtype=self.dtype,
+        )  # fmt: skip
+        if frames.rgb is not None:
+            return rgb_to_pixels(frames.rgb.to(self.device, non_blocking=True), **options)
+        y, uv = (plane.to(self.device, non_blocking=True) for plane in (frames.y, frames.uv))
+        color = info.color
+        return nv12_to_pixels(
+            y, uv, matrix=color.matrix, full_range=color.full_range, bit_depth=color.bit_depth, **options
+        )
+
+    def forward_in_batches(self, pixels: Tensor) -> Tokens:
+        """`forward` over any number of frames; when memory runs out the batch is halved and the same frames retried."""
+        parts: list[Tokens] = []
+        start = 0
+        while start < len(pixels):
+            chunk = pixels[start : start + self.batch_size]
+            try:
+                with torch.inference_mode():
+                    parts.append(self.forward(chunk))
+            except torch.OutOfMemoryError:
+                if len(chunk) == 1:
+                    raise
+                self.batch_size = max(1, len(chunk) // 2)
+                torch.cuda.empty_cache()
+                continue
+            start += len(chunk)
+        if len(parts) == 1:
+            return parts[0]
+        columns = zip(*parts, strict=True)
+        return Tokens(*(None if column[0] is None else torch.cat(column) for column in columns))
+
+    def encode(self, frames: FrameBatch) -> FrameFeatures:
+        """Tokens of decoded frames, on `self.device`."""
+        tokens = self.forward_in_batches(self.pixels(frames))
+        return FrameFeatures(tokens.patches, tokens.cls, tokens.attention, frames.pts_seconds, self.grid, self.id)
+
+    def describe(self) -> dict[str, Any]:
+        """What summary.json records."""
+        return {
+            "spec": self.spec, "id": self.id, "device": str(self.device), "dtype": str(self.dtype).removeprefix("torch."),
+            "patch_size": self.patch_size, "grid": list(self.grid), "dim": self.dim,
+            "random_weights": self.random_weights, "attention": self.attention_kind,
+            "preprocess": self.preprocess.as_dict(),
+        }  # fmt: skip

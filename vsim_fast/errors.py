@@ -1,0 +1,54 @@
+"""The one error hierarchy. A message names the file or argument, the rule and the value, and what to do."""
+
+from __future__ import annotations
+
+
+class VsimError(Exception):
+    """Anything the user can act on. The command line prints it as one line; anything else is a programming error."""
+
+
+class UsageError(VsimError, ValueError):
+    """An argument breaks a stated rule."""
+
+
+class DeviceError(VsimError):
+    """The asked-for device, backend or precision cannot run here."""
+
+
+class EncoderError(VsimError):
+    """An encoder cannot be built: unknown spec, missing weights, keys that do not match."""
+
+
+class OutputError(VsimError):
+    """Results cannot be written: folder not writable, disk full."""
+
+
+class DecodeError(VsimError):
+    """A video cannot be read.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it, without the file name.
+        pts_seconds: presentation time at which decoding failed, or None.
+    """
+
+    def __init__(self, path: object, reason: str, *, pts_seconds: float | None = None):
+        self.path, self.reason, self.pts_seconds = str(path), reason, pts_seconds
+        at = "" if pts_seconds is None else f" at {pts_seconds:.3f} s"
+        super().__init__(f"{self.path}: {reason}{at}")
+
+
+class OpenError(DecodeError):
+    """The file is missing, empty, refused by the gate, or no container FFmpeg reads."""
+
+
+class NoVideoStream(DecodeError):
+    """The container holds no video stream."""
+
+
+class UnsupportedVideo(DecodeError):
+    """The codec, pixel format, size or length is outside what the decoder or the limits allow."""
+
+
+class CorruptVideo(DecodeError):
+    """The stream is damaged beyond the error policy (`on_error="raise"`), or no frame decodes."""
