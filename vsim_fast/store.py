@@ -7,8 +7,8 @@ import errno
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -68,6 +68,7 @@ class OutputFolder:
     def __init__(self, path: Path):
         self.path = Path(path)
         self.names: list[str] = []
+        self._earlier: list[str] = []
         with output_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._remove_abandoned()
@@ -89,6 +90,17 @@ class OutputFolder:
             self.names.append(name)
         return self.partial / name
 
+    def flush(self) -> None:
+        """Wait until everything written so far is on the disk."""
+        with output_errors(self.path):
+            for name in self.names:
+                if (self.partial / name).exists():
+                    sync(self.partial / name)
+
+    def replaces(self, names: Iterable[str]) -> None:
+        """Names that an earlier run wrote here: those that this run does not write are removed when it succeeds."""
+        self._earlier = [name for name in names if Path(name).name == name]
+
     def require_space(self, need: int) -> None:
         """Raises OutputError unless `need` bytes are free."""
         free = shutil.disk_usage(self.path).free
@@ -105,10 +117,11 @@ class OutputFolder:
         try:
             if kind is None:
                 with output_errors(self.path):
-                    for name in self.names:
-                        sync(self.partial / name)
+                    self.flush()
                     for name in self.names:
                         os.replace(self.partial / name, self.path / name)
+                    for name in set(self._earlier) - set(self.names):
+                        (self.path / name).unlink(missing_ok=True)
                     sync(self.path)
         finally:
             shutil.rmtree(self.partial, ignore_errors=True)
@@ -124,7 +137,13 @@ class ArrayWriter:
     """
 
     def __init__(
-        self, path: Path, shape: tuple[int, ...], dtype: np.dtype | str, *, key: str | None = None, compress: bool = False
+        self,
+        path: Path,
+        shape: tuple[int, ...],
+        dtype: np.dtype | str,
+        *,
+        key: str | None = None,
+        compress: bool = False,
     ):
         self.path, self.shape, self.dtype, self.key = Path(path), tuple(shape), np.dtype(dtype), key
         self.method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
@@ -172,8 +191,10 @@ class ArrayWriter:
     def _rewrite(self, shape: tuple[int, ...]) -> None:
         long = self.path.with_name(self.path.name + ".long")
         os.replace(self.path, long)
-        with open(long, "rb") as raw:
-            source = zipfile.ZipFile(raw).open(f"{self.key}.npy") if self.key else raw
+        with ExitStack() as stack:
+            source = stack.enter_context(open(long, "rb"))
+            if self.key:
+                source = stack.enter_context(stack.enter_context(zipfile.ZipFile(source)).open(f"{self.key}.npy"))
             np.lib.format.read_magic(source)
             np.lib.format.read_array_header_1_0(source)
             self._open(self.path, shape)

@@ -122,8 +122,9 @@ class Encoder(ABC):
     def describe(self) -> dict[str, Any]:
         """What summary.json records."""
         return {
-            "spec": self.spec, "id": self.id, "device": str(self.device), "dtype": str(self.dtype).removeprefix("torch."),
-            "patch_size": self.patch_size, "grid": list(self.grid), "dim": self.dim,
+            "spec": self.spec, "id": self.id, "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."), "patch_size": self.patch_size,
+            "grid": list(self.grid), "dim": self.dim,
             "random_weights": self.random_weights, "attention": self.attention_kind,
             "preprocess": self.preprocess.as_dict(),
         }  # fmt: skip

@@ -14,7 +14,11 @@ IMPLS = {  # op -> backend -> module under vsim_fast.ops
     "frame_similarity": {"triton": "cosine.triton_impl", "reference": "cosine.reference"},
     "best_match": {"triton": "cosine.triton_impl", "reference": "cosine.reference"},
     "nv12_to_pixels": {"triton": "nv12.triton_impl", "reference": "nv12.reference"},
-    "derivatives": {"cuda": "derivatives.native_impl", "cpp": "derivatives.native_impl", "reference": "derivatives.reference"},
+    "derivatives": {
+        "cuda": "derivatives.native_impl",
+        "cpp": "derivatives.native_impl",
+        "reference": "derivatives.reference",
+    },
 }
 
 

@@ -1,0 +1,456 @@
+"""`vsim analyze`: a video file to every patch similarity, streamed to disk while later frames are being encoded."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pydantic import BaseModel
+
+from vsim_fast import __version__
+from vsim_fast.encode import load_encoder
+from vsim_fast.encode.base import Encoder
+from vsim_fast.errors import CorruptVideo, UsageError
+from vsim_fast.ops import intra_frame_similarity, position_similarity
+from vsim_fast.pipeline import EncodedFrames, Timings, encode_video
+from vsim_fast.records import VideoInfo
+from vsim_fast.report import HeatmapWriter, ReportData, write_report, write_statistics
+from vsim_fast.similarity import MatrixStats, PatchStack, Reduce, Stats, mean_over_time
+from vsim_fast.store import ArrayWriter, OutputFolder
+from vsim_fast.video import DecodeReport, Sampling, open_video, plan, probe
+
+SHOWN_FRAMES = 32
+"""Most frames that the page shows and explores."""
+INTRA_PICTURES = 5
+THUMBNAIL_WIDTH = 320
+BLOCK_BYTES = 64 << 20
+"""Most bytes of similarity matrices computed and handed to the disk at once."""
+PENDING_WRITES = 2
+
+
+class Progress(Protocol):
+    """Told what is going on."""
+
+    def plan(self, frames: int, array_bytes: int) -> None:
+        """How many frames will be taken and how large the arrays will be."""
+
+    def advance(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` "frames" or "positions"."""
+
+
+class AnalysisSummary(BaseModel):
+    """What `summary.json` holds."""
+
+    schema_version: int = 1
+    vsim_fast: str = __version__
+    status: Literal["complete", "partial"]
+    """partial: frames that were planned could not be decoded; see `decoder`."""
+    video: dict[str, Any]
+    settings: dict[str, Any]
+    encoder: dict[str, Any]
+    decoder: dict[str, Any]
+    frames: int
+    patches: int
+    grid: tuple[int, int]
+    pts_seconds: list[float]
+    featureless_frames: list[int]
+    """Frames that are black or without texture: they match everything."""
+    statistics: dict[str, dict[str, Any]]
+    report: dict[str, Any]
+    """Size of the page and the stated error of its patch explorer."""
+    output_dir: str
+    outputs: dict[str, int]
+    """File name -> bytes."""
+    timings: dict[str, float]
+    """Busy seconds per stage (stages overlap), and `total`, the wall time."""
+    memory: dict[str, Any]
+    notes: list[str]
+
+
+def analyze(
+    video: str | Path,
+    encoder: str | Encoder = "builtin",
+    *,
+    output_dir: str | Path = "patch_analysis_results",
+    fps: float = 1.0,
+    max_frames: int = 100,
+    image_size: int | None = 448,
+    patch_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    decoder: Literal["auto", "pyav", "nvdec"] = "auto",
+    visualize_positions: int = 10,
+    reduce: Reduce | None = None,
+    topk: int = 8,
+    dtype: Literal["float32", "float16"] = "float32",
+    compress: bool = False,
+    image_fps: float | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+    timings: Timings | None = None,
+    started: float | None = None,
+) -> AnalysisSummary:
+    """Position, frame and intra-frame cosine similarity of a video's patches, written to `output_dir`.
+
+    Args:
+        video: file, or folder of images (their rate is `image_fps`).
+        encoder: spec, or an encoder made by `load_encoder` (`image_size`, `device` and `precision` are then its own).
+        fps, max_frames: frames on a grid of 1/fps seconds; if more than `max_frames`, evenly spaced ones of them.
+        image_size: side in pixels of the encoder's input, a multiple of its patch; None takes the model's own.
+        patch_size: None, or what the encoder's patch side is expected to be.
+        visualize_positions: how many positions get a heat map.
+        reduce: None writes whole matrices; "stats" one mean, std, min and max per matrix; "topk" the `topk` best
+            matches of each row. Reduced matrices are never stored, so no file is large.
+        dtype, compress: of the arrays written.
+        progress: called as work is done.  timings, started: account for what the caller did before.
+    Returns:
+        The summary, also written as `summary.json`.
+    Raises:
+        UsageError, DeviceError, EncoderError, OpenError, NoVideoStream, UnsupportedVideo, CorruptVideo, OutputError.
+    Memory: the patches of all frames (as float16 beyond 0.5 GB, in a temporary file beyond 1.25 GB) and a few blocks.
+    """
+    started = time.perf_counter() if started is None else started
+    timings = timings or Timings()
+    _check_arguments(visualize_positions, reduce, topk, dtype)
+    sampling = Sampling(fps=fps, max_frames=max_frames)
+    with timings.stage("probe"):
+        info = probe(video, image_fps=image_fps)
+        planned = len(plan(info, sampling))
+    if isinstance(encoder, str):
+        with timings.stage("load_encoder"):
+            encoder = load_encoder(encoder, device=device, precision=precision, image_size=image_size, offline=offline)
+    if patch_size is not None and patch_size != encoder.patch_size:
+        raise UsageError(f"patch size must be that of {encoder.spec}, {encoder.patch_size}, got {patch_size}")
+    patches = encoder.grid[0] * encoder.grid[1]
+    resident = _resident_mib()
+
+    with OutputFolder(Path(output_dir)) as out:
+        array_bytes = planned_bytes(planned, patches, reduce=reduce, topk=topk, dtype=dtype)
+        if progress:
+            progress.plan(planned, array_bytes)
+        out.require_space(array_bytes)
+        out.replaces(_earlier_outputs(out.path / "summary.json"))
+        collect = _Collector(out, info, encoder, planned, reduce, topk, dtype, compress, timings)
+        with (
+            collect,
+            open_video(info, sampling, decoder=decoder, device=encoder.device, batch_size=encoder.batch_size) as reader,
+        ):
+            for batch in encode_video(reader, encoder, timings):
+                collect.add(batch)
+                if progress:
+                    progress.advance("frames", len(collect.stack), planned)
+            if not len(collect.stack):
+                raise CorruptVideo(info.path, f"none of the {planned} planned frames decodes")
+            decoded = reader.report
+            frame_similarity = collect.frame_similarity()
+            with ThreadPoolExecutor(1, thread_name_prefix="vsim-pictures") as background:
+                pictures = background.submit(_draw, out, collect, frame_similarity, visualize_positions, timings)
+                over_time = collect.positions(progress)
+                pictures.result()
+        overall = {
+            "Position-wise Similarities": collect.position_stats.overall(side=len(collect.stack)),
+            "Frame-wise Similarity": collect.frame_stats.overall(side=len(collect.stack)),
+            "Intra-Frame Similarities": collect.intra_stats.overall(side=patches),
+        }
+        write_statistics(out.file("statistics.txt"), overall)
+        partial = decoded.delivered < decoded.expected
+        settings = {
+            "fps": fps, "max_frames": max_frames, "image_size": list(encoder.preprocess.size),
+            "visualize_positions": visualize_positions, "reduce": reduce, "topk": topk if reduce == "topk" else None,
+            "dtype": dtype, "compress": compress,
+        }  # fmt: skip
+        notes = [*info.notes, *_notes(encoder, collect, decoded)]
+        summary = AnalysisSummary(
+            status="partial" if partial else "complete",
+            video=_describe(info),
+            settings=settings,
+            encoder=encoder.describe(),
+            decoder=asdict(decoded),
+            frames=len(collect.stack),
+            patches=patches,
+            grid=encoder.grid,
+            pts_seconds=collect.pts_seconds,
+            featureless_frames=collect.featureless,
+            statistics={name: asdict(stats) for name, stats in overall.items()},
+            report={},
+            output_dir=str(out.path),
+            outputs={},
+            timings={},
+            memory={"features": collect.stack.kept_as},
+            notes=notes,
+        )
+        with timings.stage("report"):
+            summary.report = write_report(
+                out.file("report.html"), _report_data(summary, overall, collect, frame_similarity, over_time)
+            )
+        target = out.file("summary.json")
+        summary.outputs = {name: (out.partial / name).stat().st_size for name in out.names if name != target.name}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        summary.memory |= {"encoder_loaded_mib": round(resident, 1), "peak_mib": round(peak, 1)}
+        if encoder.device.type == "cuda":
+            summary.memory["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated(encoder.device) / 2**20, 1)
+        with timings.stage("write"):
+            out.flush()
+        summary.timings = {name: round(value, 4) for name, value in timings.seconds().items()}
+        summary.timings["total"] = round(time.perf_counter() - started, 4)
+        target.write_text(summary.model_dump_json(indent=2))
+    return summary
+
+
+def planned_bytes(
+    frames: int, patches: int, *, reduce: Reduce | None = None, topk: int = 8, dtype: str = "float32"
+) -> int:
+    """Bytes of the arrays that `analyze` writes, uncompressed."""
+    width = np.dtype(dtype).itemsize
+    frame = frames * frames * width
+    if reduce == "stats":
+        return frame + 4 * (frames + patches) * 8
+    if reduce == "topk":
+        return frame + 4 * (frames + patches) * 8 + 2 * frames * patches * topk * (width + 4)
+    return frame + (patches * frames * frames + frames * patches * patches) * width
+
+
+class _Collector:
+    """Turns encoder batches into arrays on disk, statistics, and what the pictures and the page need."""
+
+    def __init__(
+        self,
+        out: OutputFolder,
+        info: VideoInfo,
+        encoder: Encoder,
+        planned: int,
+        reduce: Reduce | None,
+        topk: int,
+        dtype: str,
+        compress: bool,
+        timings: Timings,
+    ):
+        self.out, self.info, self.encoder, self.planned = out, info, encoder, planned
+        self.reduce, self.topk, self.dtype, self.compress, self.timings = reduce, topk, dtype, compress, timings
+        self.patches = encoder.grid[0] * encoder.grid[1]
+        self.stack = PatchStack(
+            planned, self.patches, encoder.dim,
+            dtype=encoder.dtype, device=encoder.device, scratch=out.partial / "patches.tmp",
+        )  # fmt: skip
+        self.position_stats, self.intra_stats, self.frame_stats = MatrixStats(), MatrixStats(), MatrixStats()
+        self.pts_seconds: list[float] = []
+        self.featureless: list[int] = []
+        self._shown = set(np.linspace(0, planned - 1, min(planned, SHOWN_FRAMES)).astype(int).tolist())
+        self.thumbnails: list[tuple[int, bytes]] = []
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="vsim-disk")
+        self._pending: deque[Future] = deque()
+        self._intra = self._writers("intra_frame_similarities", planned, self.patches, self.patches)
+
+    def __enter__(self) -> _Collector:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._disk.shutdown(wait=True, cancel_futures=exception[0] is not None)
+
+    def add(self, batch: EncodedFrames) -> None:
+        """The next frames."""
+        patches, first = batch.features.patches, len(self.stack)
+        step = max(1, BLOCK_BYTES // (self.patches**2 * 4))
+        for start in range(0, len(patches), step):
+            self._compare(intra_frame_similarity, patches[start : start + step], self._intra, self.intra_stats)
+        with self.timings.stage("similarity"):
+            self.stack.add(patches)
+        self.pts_seconds += batch.features.pts_seconds.tolist()
+        self.featureless += [first + i for i, flag in enumerate(batch.featureless.tolist()) if flag]
+        with self.timings.stage("report"):
+            for row in range(len(patches)):
+                if first + row in self._shown:
+                    self.thumbnails.append((first + row, self._thumbnail(batch.pixels[row])))
+
+    def frame_similarity(self) -> torch.Tensor:
+        """float32 [T, T] on the CPU, once every frame has come."""
+        with self.timings.stage("similarity"):
+            matrix = self.stack.frame_similarity().float().cpu()
+            self.frame_stats.add_matrices(matrix[None])
+        np.save(self.out.file("frame_similarity.npy"), matrix.numpy().astype(self.dtype))
+        return matrix
+
+    def positions(self, progress: Progress | None) -> torch.Tensor:
+        """All position matrices, once every frame has come. Returns each position's mean similarity over time, [P]."""
+        self._close(self._intra)
+        writers = self._writers("position_similarities", self.patches, len(self.stack))
+        over_time, done = [], 0
+        for block in self.stack.position_slices():
+            mean = self._compare(position_similarity, block, writers, self.position_stats)
+            over_time.append(mean_over_time(mean, block))
+            done += block.shape[1]
+            if progress:
+                progress.advance("positions", done, self.patches)
+        self._close(writers)
+        if self.reduce:
+            for name, stats in (("position", self.position_stats), ("intra_frame", self.intra_stats)):
+                mean, std, low, high = stats.columns
+                np.savez(self.out.file(f"{name}_similarity_stats.npz"), mean=mean, std=std, min=low, max=high)
+        return torch.cat(over_time)
+
+    def _writers(self, name: str, count: int, side: int) -> list[ArrayWriter]:
+        """What `count` matrices go to: the matrices themselves, or values and indices of the best k of each row."""
+        if self.reduce == "stats":
+            return []
+        if self.reduce == "topk":
+            shape = (count, side, min(self.topk, side - 1))
+            return [
+                ArrayWriter(self.out.file(f"{name}_topk_values.npy"), shape, self.dtype),
+                ArrayWriter(self.out.file(f"{name}_topk_indices.npy"), shape, "int32"),
+            ]
+        path = self.out.file(f"{name}.npz")
+        return [ArrayWriter(path, (count, side, side), self.dtype, key=name, compress=self.compress)]
+
+    def _compare(
+        self, op: Callable, patches: torch.Tensor, writers: list[ArrayWriter], stats: MatrixStats
+    ) -> torch.Tensor:
+        """Run `op` on a block, collect statistics and queue what is to be stored. Returns each matrix's mean."""
+        with self.timings.stage("similarity"):
+            if self.reduce is None:
+                blocks = [op(patches).float().cpu()]
+                stats.add_matrices(blocks[0])
+            else:
+                stats.add(*op(patches, reduce="stats"))
+                blocks = [b.cpu() for b in op(patches, reduce="topk", k=writers[0].shape[2])] if writers else []
+        for writer, block in zip(writers, blocks, strict=True):
+            while len(self._pending) >= PENDING_WRITES:
+                self._pending.popleft().result()
+            self._pending.append(self._disk.submit(self._write, writer, block.numpy()))
+        return stats.last_mean
+
+    def _write(self, writer: ArrayWriter, block: np.ndarray) -> None:
+        with self.timings.stage("write"):
+            writer.write(block)
+
+    def _close(self, writers: list[ArrayWriter]) -> None:
+        while self._pending:
+            self._pending.popleft().result()
+        for writer in writers:
+            writer.close()
+
+    def _thumbnail(self, pixels: torch.Tensor) -> bytes:
+        """JPEG of what the encoder saw, in the aspect of the video; shrunk where the pixels are."""
+        pre = self.encoder.preprocess
+        mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (pre.mean, pre.std))
+        height, width = self.info.display_size
+        size = (max(1, round(THUMBNAIL_WIDTH * height / width)), THUMBNAIL_WIDTH)
+        picture = F.interpolate((pixels.float() * std + mean)[None], size, mode="bilinear", antialias=True)[0]
+        levels = (picture * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+        buffer = BytesIO()
+        Image.fromarray(levels).save(buffer, "JPEG", quality=72)
+        return buffer.getvalue()
+
+
+def _draw(
+    out: OutputFolder, collect: _Collector, frame_similarity: torch.Tensor, positions: int, timings: Timings
+) -> None:
+    """The heat maps: frames, some positions over time, some frames within themselves."""
+    with timings.stage("pictures"):
+        writer, patches, columns = HeatmapWriter(), collect.stack.patches, collect.encoder.grid[1]
+        over_time = dict(xlabel="Frame Index", ylabel="Frame Index")
+        writer.write(out.file("frame_similarity.png"), frame_similarity, title="Frame Similarity", **over_time)
+        picked = _spread(patches.shape[1], positions)
+        for p, matrix in zip(picked, position_similarity(patches[:, picked]).float().cpu(), strict=True):
+            row, column = divmod(p, columns)
+            name = f"position_{p:04d}_r{row}_c{column}.png"
+            writer.write(out.file(name), matrix, title=f"Position {p} (row {row}, col {column})", **over_time)
+        for t in _spread(len(patches), INTRA_PICTURES):
+            matrix = intra_frame_similarity(patches[t : t + 1])[0]
+            title = f"Intra-Frame Similarity, frame {t} ({collect.pts_seconds[t]:.2f} s)"
+            name = f"intra_frame_{t:04d}.png"
+            writer.write(out.file(name), matrix, title=title, xlabel="Patch Index", ylabel="Patch Index")
+
+
+def _report_data(
+    summary: AnalysisSummary,
+    statistics: dict[str, Stats],
+    collect: _Collector,
+    frame_similarity: torch.Tensor,
+    over_time: torch.Tensor,
+) -> ReportData:
+    shown = [t for t, _ in collect.thumbnails]
+    return ReportData(
+        title=Path(summary.video["path"]).name,
+        video=summary.video,
+        settings=summary.settings,
+        encoder=summary.encoder | {"decoder": summary.decoder["backend"]},
+        notes=summary.notes,
+        pts_seconds=summary.pts_seconds,
+        frame_similarity=frame_similarity.numpy(),
+        position_mean=over_time.reshape(summary.grid).numpy(),
+        statistics=statistics,
+        thumbnails=collect.thumbnails,
+        shown_index=shown,
+        shown_patches=collect.stack.patches[shown],
+        grid=summary.grid,
+        timings=collect.timings.seconds(),
+        random_weights=collect.encoder.random_weights,
+    )
+
+
+def _spread(count: int, picks: int) -> list[int]:
+    """At most `picks` different indices of `count`, evenly spaced, first and last included."""
+    return sorted(set(np.linspace(0, count - 1, picks).astype(int).tolist())) if picks else []
+
+
+def _check_arguments(positions: int, reduce: str | None, topk: int, dtype: str) -> None:
+    if positions < 0:
+        raise UsageError(f"visualize_positions must be 0 or more, got {positions}")
+    if reduce not in (None, "stats", "topk"):
+        raise UsageError(f"reduce must be one of stats, topk, got {reduce!r}")
+    if topk < 1:
+        raise UsageError(f"topk must be 1 or more, got {topk}")
+    if dtype not in ("float32", "float16"):
+        raise UsageError(f"dtype must be float32 or float16, got {dtype!r}")
+
+
+def _describe(info: VideoInfo) -> dict[str, Any]:
+    return {
+        "path": info.path, "codec": info.codec, "width": info.width, "height": info.height, "pix_fmt": info.pix_fmt,
+        "frames": len(info.pts), "duration_seconds": round(info.duration_seconds, 6), "average_fps": info.average_fps,
+        "rotation": info.rotation, "mirrored": info.mirrored, "sample_aspect": str(info.sample_aspect),
+        "interlaced": info.interlaced, "color": asdict(info.color),
+    }  # fmt: skip
+
+
+def _notes(encoder: Encoder, collect: _Collector, decoded: DecodeReport) -> list[str]:
+    notes = []
+    if encoder.random_weights:
+        notes.append(f"{encoder.spec}: random weights; the numbers mean nothing")
+    if lost := decoded.expected - decoded.delivered:
+        notes.append(f"{lost} of {decoded.expected} planned frames could not be decoded")
+    if decoded.fallback_reason:
+        notes.append(f"decoded with {decoded.backend}: {decoded.fallback_reason}")
+    if collect.featureless:
+        notes.append(f"{len(collect.featureless)} frames are black or featureless and match everything")
+    return notes
+
+
+def _earlier_outputs(summary: Path) -> list[str]:
+    """What an earlier run wrote to the folder, by its summary; nothing if there is none or it is not ours."""
+    try:
+        outputs = json.loads(summary.read_text())["outputs"]
+        return [name for name in outputs if isinstance(name, str)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _resident_mib() -> float:
+    """Memory of this process now, in MiB; the peak so far where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize() / 2**20
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
