@@ -97,7 +97,7 @@ def analyze(
     json_: Json = False,
 ) -> None:
     """Similarity of every patch of a video over time, of its frames, and within each frame."""
-    if not demo and bool(video) == bool(video_path):
+    if [bool(video), bool(video_path), demo].count(True) != 1:
         raise UsageError("give one video: vsim analyze VIDEO (or --video-path VIDEO, or --demo)")
     from vsim_fast.analysis import analyze as run
     from vsim_fast.pipeline import Timings
@@ -114,10 +114,10 @@ def analyze(
     with _progress() as progress:
         summary = run(
             video or video_path, _encoder_spec(model), output_dir=output_dir, fps=fps, max_frames=max_frames,
-            image_size=image_size, patch_size=patch_size, device=device, precision=precision.value, decoder=decoder.value,
-            visualize_positions=visualize_positions, reduce=reduce and reduce.value, topk=topk, dtype=dtype.value,
-            compress=compress, image_fps=image_fps, offline=offline, progress=progress, timings=timings,
-            started=STARTED,
+            image_size=image_size, patch_size=patch_size, device=device, precision=precision.value,
+            decoder=decoder.value, visualize_positions=visualize_positions, reduce=reduce and reduce.value, topk=topk,
+            dtype=dtype.value, compress=compress, image_fps=image_fps, offline=offline, progress=progress,
+            timings=timings, started=STARTED,
         )  # fmt: skip
     if json_:
         print(summary.model_dump_json())

@@ -1,0 +1,128 @@
+"""The command line in-process: option spellings, one-line errors, exit codes, JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vsim_fast
+from vsim_fast.cli import main
+from vsim_fast.video.demo import write_demo_clip
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return end.value.code or 0, captured.out, captured.err
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clips") / "demo.mp4"
+    write_demo_clip(path)
+    return path
+
+
+def test_analyze_accepts_the_original_spellings(capsys, clip, tmp_path):
+    out = tmp_path / "o"
+    code, stdout, _ = run(
+        capsys, "analyze", "--video_path", clip, "--model_path", "builtin", "--output_dir", out, "--max_frames", "4",
+        "--fps", "1", "--image_size", "112", "--patch_size", "14", "--device", "cpu", "--visualize_positions", "2",
+        "--json",
+    )  # fmt: skip
+    assert code == 0
+    summary = json.loads(stdout)
+    assert summary["frames"] == 4 and summary["output_dir"] == str(out)
+    assert (out / "position_similarities.npz").exists()
+
+
+def test_demo_writes_its_clip_and_says_what_was_used(capsys, tmp_path):
+    code, stdout, _ = run(
+        capsys, "analyze", "--demo", "--output-dir", tmp_path, "--image-size", "112", "--device", "cpu"
+    )
+    assert code == 0
+    assert (tmp_path / "demo.mp4").exists() and (tmp_path / "report.html").exists()
+    assert re.search(r"decoder pyav, device cpu, float32, encoder builtin", stdout)
+
+
+def bad_file(tmp_path: Path, kind: str) -> Path:
+    path = tmp_path / "bad.mp4"
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "garbage":
+        path.write_bytes(bytes(range(256)) * 64)
+    elif kind == "hls":
+        path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile:///etc/hostname\n")
+    elif kind == "concat":
+        path.write_text("ffconcat version 1.0\nfile '/etc/hostname'\n")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "garbage", "hls", "concat"])
+def test_bad_files_are_one_line_and_leave_nothing(capsys, tmp_path, kind):
+    path, out = bad_file(tmp_path, kind), tmp_path / "out"
+    code, stdout, stderr = run(capsys, "analyze", path, "--output-dir", out, "--json")
+    assert code == 1
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1 and "bad.mp4" in stderr
+    assert json.loads(stdout)["error"]["type"] == "OpenError"
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fps", "0"], "fps"),
+        (["--max-frames", "0"], "max_frames"),
+        (["--image-size", "450"], "450"),
+        (["--model", "nonsense"], "nonsense"),
+        (["--model", "timm:no_such_model_at_all"], "no_such_model_at_all"),
+    ],
+)
+def test_bad_options_are_one_line(capsys, clip, tmp_path, arguments, message):
+    code, _, stderr = run(capsys, "analyze", clip, "--output-dir", tmp_path / "out", "--offline", *arguments)
+    assert code == 1 and stderr.startswith("error: ") and stderr.count("\n") == 1
+    assert message in stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_cuda_asked_for_where_there_is_none(capsys, clip, tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    code, _, stderr = run(capsys, "analyze", clip, "--output-dir", tmp_path / "out", "--device", "cuda")
+    assert code == 1 and "cuda" in stderr and stderr.count("\n") == 1
+
+
+def test_wrong_usage_ends_with_1(capsys):
+    assert run(capsys, "analyze", "--bogus")[0] == 1
+    assert run(capsys, "analyze")[0] == 1
+    assert run(capsys, "analyze", "a.mp4", "--demo")[0] == 1
+
+
+def test_doctor_and_models_print_json(capsys):
+    code, stdout, _ = run(capsys, "doctor", "--json")
+    assert code == 0 and json.loads(stdout)["ok"] is True
+    code, stdout, _ = run(capsys, "models", "--json")
+    assert code == 0 and any(e["spec"] == "builtin" for e in json.loads(stdout)["encoders"])
+
+
+def test_help_and_import_start_no_heavy_library():
+    code = (
+        "import sys\nfrom vsim_fast.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'numpy', 'av', 'matplotlib') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip().endswith("[]")
+
+
+def test_every_public_name_resolves():
+    for name in vsim_fast.__all__:
+        assert getattr(vsim_fast, name) is not None
