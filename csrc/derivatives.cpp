@@ -1,0 +1,32 @@
+#include "derivatives.h"
+
+#include <vector>
+
+#include "parallel.h"
+#include "simd.h"
+
+namespace vsim {
+
+size_t derivatives_scratch(const DerivativesArgs& a) {
+  const int64_t doubles = a.S * a.D + a.S;                            // sums [S, D], |u|^2 [S]
+  const int64_t floats = a.D > kNarrowDim ? a.S : (a.D + 2) * a.T;    // 1/norm [S], or the transposed video and two rows
+  return doubles * sizeof(double) + floats * sizeof(float);
+}
+
+void derivatives_cpu(const DerivativesArgs& args, Simd simd, int64_t threads) {
+  const auto kernel = [&] {
+    switch (simd) {
+#if defined(VSIM_X86)
+      case Simd::avx512: return avx512::derivatives_video;
+      case Simd::avx2: return avx2::derivatives_video;
+#endif
+      default: return portable::derivatives_video;
+    }
+  }();
+  threads = thread_count(threads, args.B, args.B * args.S * args.T * args.D, int64_t{1} << 19);
+  const size_t doubles = (derivatives_scratch(args) + 7) / 8 + 8;  // plus a cache line between threads
+  std::vector<double> scratch(threads * doubles);
+  parallel_for(args.B, threads, [&](int64_t b, int64_t thread) { kernel(args, b, scratch.data() + thread * doubles); });
+}
+
+}  // namespace vsim
