@@ -1,5 +1,19 @@
-"""Tensors in, tensors out: every op is one public function with a plain-torch reference and faster backends."""
+"""The floor: tensors in, tensors out. Knows nothing of files, models or videos.
 
+Every op is one public function with a plain-torch reference and faster backends behind one dispatch table.
+"""
+
+from vsim_fast.ops.cosine import best_match, frame_similarity, intra_frame_similarity, position_similarity
 from vsim_fast.ops.derivatives import Derivatives, derivatives
+from vsim_fast.ops.nv12 import nv12_to_pixels, rgb_to_pixels
 
-__all__ = ["Derivatives", "derivatives"]
+__all__ = [
+    "Derivatives",
+    "best_match",
+    "derivatives",
+    "frame_similarity",
+    "intra_frame_similarity",
+    "nv12_to_pixels",
+    "position_similarity",
+    "rgb_to_pixels",
+]

@@ -1,0 +1,425 @@
+"""Fused Triton kernels. Position and intra-frame similarity are one kernel on [N, M, D] by strides.
+
+A tile of the Gram matrix is BM × BM dot products of vectors that are not normalised. On the diagonal a tile loads its
+rows once for both operands, and the squared norms are its own diagonal: with M ≤ BM (position similarity of up to 128
+frames) that is the whole job, one read of the tensor. With M > BM the diagonal tiles go first and leave the inverse
+norms for a second launch over the tiles right of the diagonal, each stored twice. Inverse norms enter as one product
+per entry, inv_i · inv_j, so that mirrored entries are bitwise equal.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vsim_fast.ops._triton_compile import CompileCase
+from vsim_fast.ops.cosine._results import BestMatch, SimilarityStats, TopMatches, pool
+
+
+# ---- tiles -----------------------------------------------------------------------------------------------------------
+@triton.jit
+def dot_tile(
+    a_ptr, b_ptr, row, col, rows_a, rows_b, dim, stride_am, stride_ad, stride_bm, stride_bd,
+    SAME: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """[BM, BM] fp32 dot products of rows `row` of a and `col` of b; SAME: both are the same rows, loaded once."""
+    d = tl.arange(0, BK)
+    a = a_ptr + row[:, None].to(tl.int64) * stride_am + d[None, :].to(tl.int64) * stride_ad  # [BM, BK]
+    b = b_ptr + col[:, None].to(tl.int64) * stride_bm + d[None, :].to(tl.int64) * stride_bd
+    acc = tl.zeros((BM, BM), dtype=tl.float32)
+    step = tl.full((), BK, tl.int64)
+    for start in range(0, dim, BK):
+        inside = d[None, :] < dim - start
+        x = tl.load(a, mask=(row[:, None] < rows_a) & inside, other=0.0)
+        if SAME:
+            acc = tl.dot(x, tl.trans(x), acc, input_precision="ieee")
+        else:
+            y = tl.load(b, mask=(col[:, None] < rows_b) & inside, other=0.0)
+            acc = tl.dot(x, tl.trans(y), acc, input_precision="ieee")
+        a += step * stride_ad
+        b += step * stride_bd
+    return acc
+
+
+@triton.jit
+def inverse_norm(squared):
+    return tl.where(squared != 0, tl.rsqrt(tl.where(squared != 0, squared, 1.0)), 0.0)
+
+
+@triton.jit
+def cosine(acc, inverse_row, inverse_col):
+    """Dot products to cosines in [-1, 1]; NaN stays NaN."""
+    scores = acc * (inverse_row[:, None] * inverse_col[None, :])
+    return tl.where(scores > 1, 1.0, tl.where(scores < -1, -1.0, scores))
+
+
+@triton.jit
+def upper_pair(index):
+    """(i, j) with i < j of the index-th pair, counted (0,1) (0,2) (1,2) (0,3) …"""
+    j = ((1 + tl.sqrt(1.0 + 8.0 * index)) / 2).to(tl.int32)
+    j -= (j * (j - 1) // 2 > index).to(tl.int32)  # the root is rounded
+    j += (j * (j + 1) // 2 <= index).to(tl.int32)
+    return index - j * (j - 1) // 2, j
+
+
+# ---- Gram matrices ---------------------------------------------------------------------------------------------------
+@triton.jit
+def gram_kernel(
+    x_ptr, inverse_ptr, out_ptr, stats_ptr, rows, dim, tiles, pairs,
+    stride_xn, stride_xm, stride_xd, stride_on, stride_om, stride_oc,
+    DIAGONAL: tl.constexpr, STATS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    if DIAGONAL:
+        n = (pid // tiles).to(tl.int64)
+        i = pid % tiles
+        j = i
+        slot = i
+    else:
+        n = (pid // pairs).to(tl.int64)
+        i, j = upper_pair(pid % pairs)
+        slot = tiles + pid % pairs
+    row = i * BM + tl.arange(0, BM)
+    col = j * BM + tl.arange(0, BM)
+    x = x_ptr + n * stride_xn
+    acc = dot_tile(
+        x, x, row, col, rows, rows, dim, stride_xm, stride_xd, stride_xm, stride_xd, SAME=DIAGONAL, BM=BM, BK=BK
+    )
+    inverse = inverse_ptr + n * rows
+    if DIAGONAL:
+        own = tl.where(row[:, None] == col[None, :], acc, 0.0)
+        inverse_row = inverse_norm(tl.sum(own, 1))
+        inverse_col = inverse_norm(tl.sum(own, 0))
+        tl.store(inverse + row, inverse_row, mask=row < rows)
+    else:
+        inverse_row = tl.load(inverse + row, mask=row < rows, other=0.0)
+        inverse_col = tl.load(inverse + col, mask=col < rows, other=0.0)
+    scores = cosine(acc, inverse_row, inverse_col)  # [BM, BM]
+    inside = (row[:, None] < rows) & (col[None, :] < rows)
+    if STATS:
+        count = tl.minimum(rows - i * BM, BM) * tl.minimum(rows - j * BM, BM)
+        mean = tl.sum(tl.sum(tl.where(inside, scores, 0.0), 1), 0) / count
+        apart = tl.where(inside, scores - mean, 0.0)
+        stats = stats_ptr + (n * (tiles + pairs) + slot) * 4
+        tl.store(stats, mean)
+        tl.store(stats + 1, tl.sum(tl.sum(apart * apart, 1), 0))
+        tl.store(stats + 2, tl.min(tl.min(tl.where(inside, scores, 2.0), 1), 0))
+        tl.store(stats + 3, tl.max(tl.max(tl.where(inside, scores, -2.0), 1), 0))
+    else:
+        down, across = row[:, None].to(tl.int64), col[None, :].to(tl.int64)
+        scores = scores.to(out_ptr.dtype.element_ty)
+        out = out_ptr + n * stride_on
+        tl.store(out + down * stride_om + across * stride_oc, scores, mask=inside)
+        if not DIAGONAL:
+            tl.store(out + across * stride_om + down * stride_oc, scores, mask=inside)
+
+
+@triton.jit
+def inverse_norms_kernel(
+    x_ptr, inverse_ptr, rows, dim, blocks, stride_xn, stride_xm, stride_xd, BM: tl.constexpr, BK: tl.constexpr
+):
+    pid = tl.program_id(0)
+    n = (pid // blocks).to(tl.int64)
+    row = (pid % blocks) * BM + tl.arange(0, BM)
+    d = tl.arange(0, BK)
+    x = x_ptr + n * stride_xn + row[:, None].to(tl.int64) * stride_xm + d[None, :].to(tl.int64) * stride_xd
+    squares = tl.zeros((BM, BK), dtype=tl.float32)
+    step = tl.full((), BK, tl.int64)
+    for start in range(0, dim, BK):
+        values = tl.load(x, mask=(row[:, None] < rows) & (d[None, :] < dim - start), other=0.0).to(tl.float32)
+        squares += values * values
+        x += step * stride_xd
+    tl.store(inverse_ptr + n * rows + row, inverse_norm(tl.sum(squares, 1)), mask=row < rows)
+
+
+@triton.jit
+def topk_kernel(
+    x_ptr, inverse_ptr, values_ptr, indices_ptr, rows, dim, tiles, stride_xn, stride_xm, stride_xd,
+    K: tl.constexpr, SLOTS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """The K best of each of BM rows, kept unsorted in SLOTS ≥ K registers per row while the columns go by."""
+    pid = tl.program_id(0)
+    n = (pid // tiles).to(tl.int64)
+    row = (pid % tiles) * BM + tl.arange(0, BM)
+    x = x_ptr + n * stride_xn
+    inverse = inverse_ptr + n * rows
+    inverse_row = tl.load(inverse + row, mask=row < rows, other=0.0)
+    slot = tl.arange(0, SLOTS)
+    best = tl.where(slot[None, :] < K, -2.0, 4.0) + tl.zeros((BM, SLOTS), dtype=tl.float32)
+    index = tl.zeros((BM, SLOTS), dtype=tl.int32)
+    for j in range(0, tiles):
+        col = j * BM + tl.arange(0, BM)
+        acc = dot_tile(
+            x, x, row, col, rows, rows, dim, stride_xm, stride_xd, stride_xm, stride_xd, SAME=False, BM=BM, BK=BK
+        )
+        scores = cosine(acc, inverse_row, tl.load(inverse + col, mask=col < rows, other=0.0))
+        scores = tl.where(scores == scores, scores, 3.0)  # NaN outranks all and is put back by the launcher
+        scores = tl.where((col[None, :] < rows) & (row[:, None] != col[None, :]), scores, -3.0)
+        candidate, local = tl.max(scores, 1, return_indices=True)
+        low, where = tl.min(best, 1, return_indices=True)
+        while tl.max((candidate > low).to(tl.int32), 0) > 0:  # at most K + 1 rounds, few once the list has filled
+            taken = (candidate > low)[:, None] & (slot[None, :] == where[:, None])
+            best = tl.where(taken, candidate[:, None], best)
+            index = tl.where(taken, (j * BM + local)[:, None], index)
+            scores = tl.where(tl.arange(0, BM)[None, :] == local[:, None], -3.0, scores)
+            candidate, local = tl.max(scores, 1, return_indices=True)
+            low, where = tl.min(best, 1, return_indices=True)
+    kept = (row[:, None] < rows) & (slot[None, :] < K)
+    target = (n * rows + row[:, None]) * K + slot[None, :]
+    tl.store(values_ptr + target, best, mask=kept)
+    tl.store(indices_ptr + target, index.to(tl.int64), mask=kept)
+
+
+# ---- frame means -----------------------------------------------------------------------------------------------------
+@triton.jit
+def frame_means_kernel(
+    x_ptr, means_ptr, positions, dim, blocks, stride_xt, stride_xp, stride_xd, BP: tl.constexpr, BD: tl.constexpr
+):
+    pid = tl.program_id(0)
+    t = (pid // blocks).to(tl.int64)
+    d = (pid % blocks) * BD + tl.arange(0, BD)
+    p = tl.arange(0, BP)
+    x = x_ptr + t * stride_xt + p[:, None].to(tl.int64) * stride_xp + d[None, :].to(tl.int64) * stride_xd
+    total = tl.zeros((BP, BD), dtype=tl.float32)
+    step = tl.full((), BP, tl.int64)
+    for start in range(0, positions, BP):
+        total += tl.load(x, mask=(p[:, None] < positions - start) & (d[None, :] < dim), other=0.0).to(tl.float32)
+        x += step * stride_xp
+    tl.store(means_ptr + t * dim + d, tl.sum(total, 0) / tl.maximum(positions, 1), mask=d < dim)
+
+
+# ---- best match ------------------------------------------------------------------------------------------------------
+@triton.jit
+def pack(score, index):
+    """int64 that orders by score, then by lower index."""
+    bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)  # -0.0 is 0.0
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
+
+
+@triton.jit
+def best_match_kernel(
+    a_ptr, b_ptr, inverse_a_ptr, inverse_b_ptr, best_a_ptr, best_b_ptr, rows_a, rows_b, dim, tiles_a, tiles_b,
+    stride_an, stride_am, stride_ad, stride_bn, stride_bm, stride_bd, BM: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """One tile of one pair: its row and column maxima go into the per-row results by 64-bit atomic maximum, whose
+    outcome does not depend on the order of arrival."""
+    pid = tl.program_id(0)
+    n = (pid // (tiles_a * tiles_b)).to(tl.int64)
+    tile = pid % (tiles_a * tiles_b)
+    row = (tile // tiles_b) * BM + tl.arange(0, BM)
+    col = (tile % tiles_b) * BM + tl.arange(0, BM)
+    acc = dot_tile(
+        a_ptr + n * stride_an, b_ptr + n * stride_bn, row, col, rows_a, rows_b, dim,
+        stride_am, stride_ad, stride_bm, stride_bd, SAME=False, BM=BM, BK=BK,
+    )  # fmt: skip
+    inverse_row = tl.load(inverse_a_ptr + n * rows_a + row, mask=row < rows_a, other=0.0)
+    inverse_col = tl.load(inverse_b_ptr + n * rows_b + col, mask=col < rows_b, other=0.0)
+    scores = cosine(acc, inverse_row, inverse_col)
+    scores = tl.where(scores == scores, scores, 3.0)  # NaN outranks all and is put back by the launcher
+    scores = tl.where((row[:, None] < rows_a) & (col[None, :] < rows_b), scores, -3.0)
+    across, at_col = tl.max(scores, 1, return_indices=True)
+    down, at_row = tl.max(scores, 0, return_indices=True)
+    tl.atomic_max(
+        best_a_ptr + n * rows_a + row, pack(across, (tile % tiles_b) * BM + at_col), mask=row < rows_a, sem="relaxed"
+    )
+    tl.atomic_max(
+        best_b_ptr + n * rows_b + col, pack(down, (tile // tiles_b) * BM + at_row), mask=col < rows_b, sem="relaxed"
+    )
+
+
+# ---- launchers -------------------------------------------------------------------------------------------------------
+class Tile(NamedTuple):
+    """Block sizes and launch options of a Gram-like kernel."""
+
+    bm: int
+    bk: int
+    num_warps: int
+    num_stages: int
+
+
+def choose_tile(rows: int, dtype: torch.dtype, *, one_operand: bool, few: bool = False) -> Tile:
+    """The smallest tile that holds `rows`, up to what registers and shared memory allow two programs per SM.
+
+    Half precision: 128² on 8 warps is 64 accumulators per thread; BK = 64 is 128 bytes, one cache line, per row; 4
+    stages of one operand take 64 KiB, 3 stages of two 96 KiB. float32 runs on the FMA units from registers: 64², or
+    32² where a `few` tiles must fill the machine.
+    """
+    fits = max(16, triton.next_power_of_2(rows))
+    if dtype == torch.float32:
+        return Tile(min(fits, 32 if few else 64), 32, 4, 2)
+    bm = min(fits, 128)
+    return Tile(bm, 64, 8 if bm == 128 else 4, 4 if one_operand else 3)
+
+
+def position_similarity(patches: Tensor, *, reduce: str | None, k: int, out: Tensor | None):
+    return gram(patches.transpose(0, 1), reduce, k, out)
+
+
+def intra_frame_similarity(patches: Tensor, *, reduce: str | None, k: int, out: Tensor | None):
+    return gram(patches, reduce, k, out)
+
+
+def frame_similarity(patches: Tensor, *, reduce: str | None, k: int, out: Tensor | None):
+    means = frame_means(patches)
+    result = gram(means[None], reduce, k, None if out is None else out[None])
+    if reduce is None:
+        return out
+    if reduce == "stats":
+        return SimilarityStats(*(field.squeeze(0) for field in result[:4]), count=result.count)
+    return TopMatches(*(field.squeeze(0) for field in result))
+
+
+def best_match(a: Tensor, b: Tensor) -> BestMatch:
+    check_dtype(a)
+    pairs, rows_a, dim = a.shape
+    rows_b = b.shape[1]
+    tile = choose_tile(max(rows_a, rows_b), a.dtype, one_operand=False)
+    tiles_a, tiles_b = triton.cdiv(rows_a, tile.bm), triton.cdiv(rows_b, tile.bm)
+    best = [torch.full((pairs, rows), LOWEST, dtype=torch.int64, device=a.device) for rows in (rows_a, rows_b)]
+    if pairs:
+        with torch.cuda.device_of(a):
+            best_match_kernel[(pairs * tiles_a * tiles_b,)](
+                a, b, inverse_norms(a), inverse_norms(b), *best, rows_a, rows_b, dim, tiles_a, tiles_b,
+                *a.stride(), *b.stride(), BM=tile.bm, BK=tile.bk, **options(tile),
+            )  # fmt: skip
+    (scores_ab, index_ab), (scores_ba, index_ba) = map(unpack, best)
+    return BestMatch(scores_ab, index_ab, scores_ba, index_ba)
+
+
+def unpack(best: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores and indices of packed int64 maxima."""
+    ordered = (best >> 32).to(torch.int32)
+    scores = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
+    return restore_nan(scores), 0x7FFFFFFF - (best & 0x7FFFFFFF)
+
+
+def gram(x: Tensor, reduce: str | None, k: int, out: Tensor | None):
+    """x [N, M, D], any strides -> out [N, M, M], statistics [N] or the k best [N, M, k]."""
+    check_dtype(x)
+    matrices, rows, dim = x.shape
+    if reduce == "topk":
+        return gram_topk(x, k)
+    tile = choose_tile(rows, x.dtype, one_operand=True, few=matrices == 1)
+    tiles = triton.cdiv(rows, tile.bm)
+    pairs = tiles * (tiles - 1) // 2
+    inverse = torch.empty(matrices, rows, dtype=torch.float32, device=x.device)
+    stats = None
+    if reduce == "stats":
+        stats = torch.empty(matrices, tiles + pairs, 4, dtype=torch.float32, device=x.device)
+    for diagonal, count in ((True, tiles), (False, pairs)):
+        if matrices * count:
+            launch = tile if diagonal else choose_tile(rows, x.dtype, one_operand=False, few=matrices == 1)
+            with torch.cuda.device_of(x):
+                gram_kernel[(matrices * count,)](
+                    x, inverse, out, stats, rows, dim, tiles, pairs, *x.stride(), *(out.stride() if stats is None else (0, 0, 0)),
+                    DIAGONAL=diagonal, STATS=stats is not None, BM=tile.bm, BK=tile.bk, **options(launch),
+                )  # fmt: skip
+    return out if stats is None else pool_tiles(stats.double(), rows, tile.bm)
+
+
+def pool_tiles(stats: Tensor, rows: int, bm: int) -> SimilarityStats:
+    """Statistics of whole matrices from [N, tiles + pairs, (mean, squares, min, max)] in the order of `gram_kernel`."""
+    sides = torch.tensor([min(bm, rows - start) for start in range(0, rows, bm)], dtype=torch.float64)
+    j, i = torch.tril_indices(len(sides), len(sides), -1)
+    count = torch.cat([sides.square(), 2 * sides[i] * sides[j]]).to(stats.device)  # mirrored tiles count twice
+    mean, squares, low, high = stats.unbind(-1)
+    squares = torch.cat([squares[:, : len(sides)], 2 * squares[:, len(sides) :]], 1)
+    low, high = (torch.where(mean.isnan(), mean, bound) for bound in (low, high))
+    return SimilarityStats(*pool(mean, squares, low, high, count, 1), count=rows**2)
+
+
+def gram_topk(x: Tensor, k: int) -> TopMatches:
+    matrices, rows, dim = x.shape
+    tile = topk_tile(rows, x.dtype)
+    tiles = triton.cdiv(rows, tile.bm)
+    values = torch.empty(matrices, rows, k, dtype=torch.float32, device=x.device)
+    indices = torch.empty(matrices, rows, k, dtype=torch.int64, device=x.device)
+    if matrices:
+        with torch.cuda.device_of(x):
+            topk_kernel[(matrices * tiles,)](
+                x, inverse_norms(x), values, indices, rows, dim, tiles, *x.stride(),
+                K=k, SLOTS=triton.next_power_of_2(max(k, 2)), BM=tile.bm, BK=tile.bk, **options(tile),
+            )  # fmt: skip
+    values, order = values.sort(-1, descending=True)
+    return TopMatches(restore_nan(values), indices.gather(-1, order))
+
+
+def topk_tile(rows: int, dtype: torch.dtype) -> Tile:
+    """64² at most: the list and the candidates live in registers beside the accumulators."""
+    tile = choose_tile(min(rows, 64), dtype, one_operand=False)
+    return tile._replace(bm=min(tile.bm, 64))
+
+
+def inverse_norms(x: Tensor) -> Tensor:
+    """[N, M] fp32 inverse norms of x [N, M, D], 0 for zero vectors: one read."""
+    matrices, rows, dim = x.shape
+    inverse = torch.empty(matrices, rows, dtype=torch.float32, device=x.device)
+    blocks = triton.cdiv(rows, NORMS.bm)
+    with torch.cuda.device_of(x):
+        inverse_norms_kernel[(matrices * blocks,)](
+            x, inverse, rows, dim, blocks, *x.stride(), BM=NORMS.bm, BK=NORMS.bk, **options(NORMS)
+        )
+    return inverse
+
+
+def frame_means(patches: Tensor) -> Tensor:
+    """[T, D] fp32 means over the patches of patches [T, P, D]: one read."""
+    check_dtype(patches)
+    frames, positions, dim = patches.shape
+    means = torch.empty(frames, dim, dtype=torch.float32, device=patches.device)
+    blocks = triton.cdiv(dim, MEANS.bk)
+    if frames * blocks:
+        with torch.cuda.device_of(patches):
+            frame_means_kernel[(frames * blocks,)](
+                patches, means, positions, dim, blocks, *patches.stride(), BP=MEANS.bm, BD=MEANS.bk, **options(MEANS)
+            )
+    return means
+
+
+def restore_nan(scores: Tensor) -> Tensor:
+    return scores.where(scores <= 1, torch.nan)
+
+
+def check_dtype(x: Tensor) -> None:
+    if x.dtype == torch.float64:
+        raise TypeError("triton kernels take float16, bfloat16 or float32, got float64; use backend='reference'")
+
+
+def options(tile: Tile) -> dict[str, int]:
+    return {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True}
+
+
+LOWEST = -(1 << 63)
+NORMS = Tile(16, 256, 4, 3)
+MEANS = Tile(32, 128, 4, 3)
+
+
+# ---- what the compile test compiles ----------------------------------------------------------------------------------
+def compile_cases() -> list[CompileCase]:
+    """Every kernel as the launchers above would call it for T = 100, P = 1024, D = 1152 (T = 600 for long clips)."""
+    sizes = {"rows": "i32", "dim": "i32:16"}
+    x_strides = {"stride_xn": "i32:16", "stride_xm": "i32:16"}
+    cases = []
+
+    def add(name: str, kernel, signature: dict[str, str], constexprs: dict, tile: Tile) -> None:
+        cases.append(CompileCase(name, kernel, signature, constexprs, tile.num_warps, tile.num_stages))
+
+    for dtype, label in ((torch.float16, "fp16"), (torch.bfloat16, "bf16"), (torch.float32, "fp32")):
+        for diagonal in (True, False):
+            for stats in (False, True):
+                tile = choose_tile(1024, dtype, one_operand=diagonal)
+                add(
+                    f"gram-{'diagonal' if diagonal else 'upper'}-{'stats' if stats else 'store'}-{label}",
+                    gram_kernel,
+                    {"x_ptr": f"*{label}:16", "inverse_ptr": "*fp32:16", "out_ptr": f"*{label}:16"}
+                    | {"stats_ptr": "*fp32:16"} | sizes | {"tiles": "i32", "pairs": "i32"} | x_strides
+                    | {"stride_on": "i32:16", "stride_om": "i32:16"},
+                    {"stride_xd": 1, "stride_oc": 1, "DIAGONAL": diagonal, "STATS": stats, "BM": tile.bm, "BK": tile.bk},
+                    tile,
+                )
+    return cases
