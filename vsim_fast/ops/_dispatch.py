@@ -7,13 +7,14 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 
-ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpp", "reference")}
+ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpp", "torch", "reference")}
 IMPLS = {  # op -> backend -> module under vsim_fast.ops
     "position_similarity": {"triton": "cosine.triton_impl", "reference": "cosine.reference"},
     "intra_frame_similarity": {"triton": "cosine.triton_impl", "reference": "cosine.reference"},
     "frame_similarity": {"triton": "cosine.triton_impl", "reference": "cosine.reference"},
     "best_match": {"triton": "cosine.triton_impl", "reference": "cosine.reference"},
-    "nv12_to_pixels": {"triton": "nv12.triton_impl", "reference": "nv12.reference"},
+    "nv12_to_pixels": {"triton": "nv12.triton_impl", "torch": "nv12.torch_impl", "reference": "nv12.reference"},
+    "rgb_to_pixels": {"torch": "nv12.torch_impl", "reference": "nv12.reference"},
     "derivatives": {
         "cuda": "derivatives.native_impl",
         "cpp": "derivatives.native_impl",
@@ -50,9 +51,11 @@ def why_not(backend: str, device: str) -> str | None:
         if device == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
             return None
         return f"Triton kernels run on CUDA tensors, got a {device} tensor (TRITON_INTERPRET=1 interprets them, slowly)"
-    wanted = {"cpp": "cpu", "cuda": "cuda"}[backend]
+    wanted = {"cpp": "cpu", "torch": "cpu", "cuda": "cuda"}[backend]
     if device != wanted:
         return f"it serves {wanted} tensors, got a {device} tensor"
+    if backend == "torch":  # torch's own CPU kernels, where they beat the reference
+        return None
     try:
         from vsim_fast import _C
     except ImportError as error:
