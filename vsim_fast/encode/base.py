@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vsim_fast.ops import nv12_to_pixels, rgb_to_pixels
+from vsim_fast import ops
 from vsim_fast.records import FrameBatch, FrameFeatures
 
 
@@ -86,10 +86,10 @@ class Encoder(ABC):
             rotation=info.rotation, mirrored=info.mirrored, dtype=self.dtype,
         )  # fmt: skip
         if frames.rgb is not None:
-            return rgb_to_pixels(frames.rgb.to(self.device, non_blocking=True), **options)
+            return ops.rgb_to_pixels(frames.rgb.to(self.device, non_blocking=True), **options)
         y, uv = (plane.to(self.device, non_blocking=True) for plane in (frames.y, frames.uv))
         color = info.color
-        return nv12_to_pixels(
+        return ops.nv12_to_pixels(
             y, uv, matrix=color.matrix, full_range=color.full_range, bit_depth=color.bit_depth, **options
         )
 
@@ -122,9 +122,9 @@ class Encoder(ABC):
     def describe(self) -> dict[str, Any]:
         """What summary.json records."""
         return {
-            "spec": self.spec, "id": self.id, "device": str(self.device),
-            "dtype": str(self.dtype).removeprefix("torch."), "patch_size": self.patch_size,
-            "grid": list(self.grid), "dim": self.dim,
+            "spec": self.spec, "id": self.id,
+            "device": str(self.device), "dtype": str(self.dtype).removeprefix("torch."),
+            "patch_size": self.patch_size, "grid": list(self.grid), "dim": self.dim,
             "random_weights": self.random_weights, "attention": self.attention_kind,
             "preprocess": self.preprocess.as_dict(),
         }  # fmt: skip

@@ -1,0 +1,179 @@
+"""What encoders built on a library's network share: device, precision with its load-time check, identity, sizes."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from abc import abstractmethod
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vsim_fast.encode.attention import AttentionTap, ProbeTap
+from vsim_fast.encode.base import Encoder, Preprocess, Tokens
+from vsim_fast.encode.checkpoint import weights_digest
+from vsim_fast.encode.spec import Spec
+from vsim_fast.errors import DeviceError, UsageError
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COSINE_BOUND = 8e-3  # largest error of a patch cosine that `auto` accepts for a 16-bit dtype
+CPU_BATCH_SIZE = 4  # throughput is flat beyond it, memory is not
+CHECK_GRID = 8  # patches per side of the frame that the check encodes
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """`auto` is CUDA where a CUDA device answers, else the CPU; anything else must be usable as named.
+
+    Raises:
+        UsageError: no such kind of device.  DeviceError: it cannot be used here, with the reason.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"device must be auto, cpu, cuda, cuda:N or mps, got {str(device)!r}") from None
+    if resolved.type == "cuda":
+        if torch.version.cuda is None:
+            raise DeviceError(f"device {resolved}: this PyTorch ({torch.__version__}) is built without CUDA")
+        try:
+            torch.cuda.init()
+        except (RuntimeError, AssertionError) as error:
+            raise DeviceError(f"device {resolved}: {str(error).splitlines()[0]}") from None
+        if (resolved.index or 0) >= torch.cuda.device_count():
+            raise DeviceError(f"device {resolved}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    elif resolved.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device mps: no Metal device here")
+    elif resolved.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"device must be auto, cpu, cuda, cuda:N or mps, got {str(device)!r}")
+    return resolved
+
+
+def candidate_dtypes(precision: str, device: torch.device) -> list[torch.dtype]:
+    """Dtypes to try, best first. A named precision is the only candidate.
+
+    `auto`: float16, then bfloat16 on CUDA; bfloat16 on CPUs that multiply it natively; float32 at last. float16 is
+    refused on the CPU, where it is slower than float32 and overflows.
+    """
+    if precision == "auto":
+        if device.type == "cuda":
+            return [torch.float16, torch.bfloat16, torch.float32]
+        return [torch.bfloat16, torch.float32] if device.type == "cpu" and cpu_has_bfloat16() else [torch.float32]
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision must be auto, {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "float16" and device.type == "cpu":
+        raise DeviceError("precision float16 needs a GPU; on the CPU use bfloat16 or float32")
+    return [PRECISIONS[precision]]
+
+
+@cache
+def cpu_has_bfloat16() -> bool:
+    """True on Linux where the CPU has bfloat16 dot products (AVX512-BF16, AMX, Arm BF16); elsewhere it is not known."""
+    if not os.path.exists("/proc/cpuinfo"):
+        return False
+    with open("/proc/cpuinfo") as lines:
+        flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+
+
+def check_image_size(image_size: int | None, default: int, patch: int) -> int:
+    """The side in pixels: `image_size`, or `default` rounded down to whole patches; a multiple of `patch`."""
+    if image_size is None:
+        return max(patch, default // patch * patch)
+    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
+        raise UsageError(f"image_size must be a positive whole number of pixels, got {image_size!r}")
+    if image_size % patch:
+        below = image_size // patch * patch
+        near = f"{below} or {below + patch}" if below else f"{patch}"
+        raise UsageError(f"image_size must be a multiple of the patch size {patch}, got {image_size}; nearest: {near}")
+    return image_size
+
+
+class NetworkEncoder(Encoder):
+    """An encoder around one `nn.Module`, handed over in float32 on the CPU, then settled on a device and dtype.
+
+    Attributes:
+        network: the library's model, in eval mode.
+        cosine_error: largest error of a patch cosine against float32 in the load-time check; None where none was made.
+    """
+
+    network: nn.Module
+    cosine_error: float | None = None
+    _tap: AttentionTap | ProbeTap
+
+    def __init__(self, spec: Spec, network: nn.Module, preprocess: Preprocess, *, patch_size: int, dim: int):
+        self.spec, self.random_weights = str(spec), spec.random
+        self.network, self.preprocess = network.eval().requires_grad_(False), preprocess
+        self.patch_size, self.dim = patch_size, dim
+        self.grid = (preprocess.size[0] // patch_size, preprocess.size[1] // patch_size)
+        self._stem = f"{spec.portable_name}+{weights_digest(network, preprocess.as_dict())}"
+
+    @abstractmethod
+    def tokens(self, network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(patches [B, P, D], cls [B, D] or None) of pixels [B, 3, H, W] of any size in whole patches."""
+
+    @abstractmethod
+    def tap(self) -> AttentionTap | ProbeTap:
+        """Hook `self.network` and set `attention_kind`; called once, when the network is settled."""
+
+    def forward(self, pixels: Tensor) -> Tokens:
+        patches, cls = self.tokens(self.network, pixels)
+        return Tokens(patches, cls, self._tap.take()[:, -patches.shape[1] :])  # prefix tokens come first
+
+    def settle(self, device: torch.device, dtypes: list[torch.dtype]) -> NetworkEncoder:
+        """Move to `device`, in the first of `dtypes` whose patch cosines stay within COSINE_BOUND of float32.
+
+        The last (or only) dtype is taken unchecked. The check encodes one generated frame of 8×8 patches in both
+        dtypes, with the weights at hand; NaN or infinity fails it.
+        """
+        network = self.network.to(device)
+        with torch.inference_mode():
+            exact = self._check_cosines(network, torch.float32) if len(dtypes) > 1 else None
+            for dtype in dtypes[:-1]:
+                candidate = cast(copy.deepcopy(network), dtype)
+                error = (self._check_cosines(candidate, dtype) - exact).abs().max().item()
+                if error <= COSINE_BOUND:  # False for NaN
+                    network, self.cosine_error = candidate, error
+                    break
+            else:
+                dtype = dtypes[-1]
+                cast(network, dtype)
+        self.network, self.device, self.dtype = network, device, dtype
+        self._tap = self.tap()
+        self.id = f"{self._stem}.{self.preprocess.size[0]}px.{str(dtype).removeprefix('torch.')}"
+        if device.type == "cpu":
+            self.batch_size = CPU_BATCH_SIZE
+        return self
+
+    def _check_cosines(self, network: nn.Module, dtype: torch.dtype) -> Tensor:
+        """float32 [P, P] patch cosines of a generated frame: blobs, an edge and noise."""
+        side = CHECK_GRID * self.patch_size
+        generator = torch.Generator().manual_seed(0)
+        blobs = torch.randn(1, 3, 5, 5, generator=generator)
+        frame = nn.functional.interpolate(blobs, (side, side), mode="bicubic") + 0.2 * torch.randn(
+            1, 3, side, side, generator=generator
+        )
+        frame[..., side // 3 :] -= 0.7
+        patches, _ = self.tokens(network, frame.clamp(-2, 2).to(next(network.parameters()).device, dtype))
+        unit = nn.functional.normalize(patches[0].float(), dim=-1)
+        return unit @ unit.T
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "cosine_error": self.cosine_error}
+
+
+def cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """`network` in `dtype`, in place, but for rotary tables, whose angles 8 bits of mantissa would spoil."""
+    rotary = [
+        (module, name, buffer.clone())
+        for module in network.modules()
+        if re.search("rotary|rope", type(module).__name__, re.IGNORECASE)
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    network.to(dtype)
+    for module, name, buffer in rotary:
+        module._buffers[name] = buffer
+    return network
