@@ -176,3 +176,264 @@ def _draw_title(page: np.ndarray, title: str, *, centre: int, bottom: int) -> No
     strip = Image.new("L", (WIDTH, bottom), 255)
     ImageDraw.Draw(strip).text((centre, bottom - 30), title, fill=0, font=font, anchor="ms")
     np.minimum(page[:bottom], GREY_INDEX[np.asarray(strip)], out=page[:bottom])  # tick labels reach up here
+
+
+# --- statistics.txt --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Summary of one similarity array."""
+
+    shape: tuple[int, ...]
+    mean: float
+    std: float
+    """Population standard deviation."""
+    min: float
+    max: float
+
+
+def write_statistics(path: str | os.PathLike[str], sections: Mapping[str, Stats]) -> None:
+    """Write statistics.txt: per section its name, then Shape, Mean, Std, Min, Max with 4 decimals."""
+    heading = "Patch Similarity Analysis Statistics"
+    blocks = [f"{heading}\n{'=' * 50}\n"]
+    for name, stats in sections.items():
+        numbers = "".join(f"  {key.title()}: {getattr(stats, key):.4f}\n" for key in ("mean", "std", "min", "max"))
+        blocks.append(f"{name}:\n  Shape: {tuple(stats.shape)}\n{numbers}")
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(blocks), encoding="utf-8")
+
+
+# --- report.html -----------------------------------------------------------------------------------------------------
+
+TEMPLATES = Path(__file__).parent / "templates"
+EXPLORER_BYTES = 3 * 2**20
+"""Most bytes of feature codes in the page; base64 makes them a third larger."""
+RANK_MIN, RANK_MAX = 32, 96
+PAGE_FRAMES = 1200
+"""Most rows of the frame-similarity map kept in the page; longer videos are thinned evenly."""
+KAPPA_BINS = 32
+
+
+@dataclass
+class ReportData:
+    """Everything report.html shows. Arrays may be numpy or tensors on any device."""
+
+    title: str
+    """Usually the file name; any text, it is escaped."""
+    video: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    encoder: Mapping[str, Any]
+    notes: Sequence[str]
+    """Things the reader must know: fallbacks, guessed colour, black frames."""
+    pts_seconds: np.ndarray | Tensor
+    """[T]."""
+    frame_similarity: np.ndarray | Tensor
+    """[T, T]."""
+    position_mean: np.ndarray | Tensor
+    """[Hp, Wp], mean over all pairs of frames of the similarity at each position."""
+    statistics: Mapping[str, Stats]
+    thumbnails: Sequence[tuple[int, bytes]]
+    """(frame index in 0..T-1, JPEG); see `thumbnail`. They should show what the patch grid covers."""
+    shown_index: Sequence[int]
+    """[S], the frames whose patches can be explored, rising."""
+    shown_patches: np.ndarray | Tensor
+    """[S, P, D], not normalised, any float dtype."""
+    grid: tuple[int, int]
+    """(Hp, Wp)."""
+    timings: Mapping[str, float]
+    """Stage -> seconds."""
+    random_weights: bool = False
+    flagged: Mapping[int, str] = field(default_factory=dict)
+    """Frame index -> why it matches everything, e.g. "black"."""
+
+
+def thumbnail(rgb: np.ndarray, *, width: int = 320) -> bytes:
+    """JPEG of a frame, uint8 [H, W, 3], at most `width` pixels wide."""
+    from PIL import Image
+
+    image = Image.fromarray(np.ascontiguousarray(rgb))
+    if image.width > width:
+        size = (width, max(1, round(image.height * width / image.width)))
+        image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=70)
+    return out.getvalue()
+
+
+def write_report(path: str | os.PathLike[str], data: ReportData) -> dict[str, float]:
+    """Write the page: one file, no library, nothing fetched, scripts and styles pinned by hash.
+
+    Returns: bytes of the file; rank, mean, 99th-percentile and maximum error of the cosines its patch explorer shows.
+    Raises: ValueError: shapes in `data` do not fit together.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    pts = torch.as_tensor(data.pts_seconds).double().cpu().numpy()
+    similarity = torch.as_tensor(data.frame_similarity).float().cpu().numpy()
+    position_mean = torch.as_tensor(data.position_mean).float().cpu().numpy()
+    patches = torch.as_tensor(data.shown_patches).cpu()
+    shown = np.asarray(data.shown_index, dtype=np.int64)
+    count, (rows, columns) = len(pts), data.grid
+    if similarity.shape != (count, count):
+        raise ValueError(f"frame_similarity must be [{count}, {count}] as pts_seconds, got {similarity.shape}")
+    if position_mean.shape != (rows, columns):
+        raise ValueError(f"position_mean must be {(rows, columns)} as grid, got {position_mean.shape}")
+    if patches.ndim != 3 or patches.shape[:2] != (len(shown), rows * columns):
+        raise ValueError(f"shown_patches must be [{len(shown)}, {rows * columns}, D], got {tuple(patches.shape)}")
+
+    explorer = _compress(patches, rows * columns)
+    kept = np.unique(np.linspace(0, count - 1, min(count, PAGE_FRAMES)).astype(np.int64))
+    triangle = similarity[np.ix_(kept, kept)][np.triu_indices(len(kept))]
+    page_data = {
+        "pts": np.round(pts, 4).tolist(), "grid": [rows, columns], "viridis": _base64(_viridis(256)),
+        "similarity": {"frames": kept.tolist(), "triangle": _base64(np.round(triangle * 32767).astype("<i2"))},
+        "position": _base64(position_mean.astype("<f4")),
+        "explorer": {
+            "frames": shown[explorer.frames].tolist(), "rank": explorer.rank, "codes": _base64(explorer.codes),
+            "scales": _base64(explorer.scales.astype("<f4")), "kappa": explorer.kappa.tolist(),
+        },
+    }  # fmt: skip
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"show": _show, "seconds": lambda value: f"{value:.2f} s"}
+    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("analyze.css", "analyze.js"))
+    page = environment.get_template("analyze.html.j2").render(
+        data=data, pts=pts, page_data=page_data, explorer=explorer, verdict=_verdict(data.grid, pts, similarity),
+        thumbnails=[(int(index), base64.b64encode(jpeg).decode()) for index, jpeg in sorted(data.thumbnails)],
+        thinned=len(kept) < count, style=Markup(style), script=Markup(script),
+        style_hash=_csp_hash(style), script_hash=_csp_hash(script),
+    ).encode()  # fmt: skip
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(page)
+    return {
+        "bytes": len(page), "explorer_rank": explorer.rank, "explorer_mean_error": explorer.mean_error,
+        "explorer_p99_error": explorer.p99_error, "explorer_max_error": explorer.max_error,
+    }  # fmt: skip
+
+
+class _Explorer(NamedTuple):
+    """A small copy of unit patch vectors x from which the page computes cosines.
+
+    x ≈ scale · code, its projection on `rank` principal directions (uncentred, so that inner products survive). What
+    the projection drops has length ρ = sqrt(1 - |scale · code|²). The cosine of two dropped parts is estimated by
+    kappa, a table over the cosine of the kept parts: near 0 for unrelated patches, near 1 for the same thing twice.
+        cosine(a, b) = aᵀb + ρa ρb kappa[bin of aᵀb / |a||b|]
+    """
+
+    frames: np.ndarray
+    """Which of the given frames are kept, all unless rank would fall under RANK_MIN."""
+    codes: np.ndarray
+    """int8 [S, P, rank]."""
+    scales: np.ndarray
+    """float32 [S, P]; 0 marks a zero patch, similar to nothing."""
+    kappa: np.ndarray
+    """float [KAPPA_BINS] over -1..1."""
+    mean_error: float
+    p99_error: float
+    max_error: float
+    pairs_checked: int
+
+    @property
+    def rank(self) -> int:
+        return self.codes.shape[-1]
+
+
+def _compress(patches: Tensor, positions: int) -> _Explorer:
+    """Compress patches [S, P, D]. The errors are measured on pairs not used to build the table."""
+    kept = max(1, EXPLORER_BYTES // (positions * min(RANK_MIN, patches.shape[2])))
+    frames = np.unique(np.linspace(0, len(patches) - 1, min(len(patches), kept)).astype(np.int64))
+    if not len(patches):
+        return _Explorer(frames[:0], np.zeros((0, positions, 0), np.int8), np.zeros((0, positions)), np.zeros(0), *[0] * 4)
+    dim = patches.shape[2]
+    rows = patches[torch.from_numpy(frames)].reshape(-1, dim).float()
+    inverse = rows.norm(dim=1).clamp_min(1e-12).reciprocal()
+    rank = min(dim, RANK_MAX, EXPLORER_BYTES // len(rows))
+    generator = torch.Generator().manual_seed(0)
+
+    order = torch.randperm(len(rows), generator=generator)
+    sample = order[: min(len(rows), 8192)]
+    basis = _principal_directions(rows[sample] * inverse[sample, None], rank, generator)
+    projected = (rows @ basis) * inverse[:, None]
+    scales = projected.abs().amax(1) / 127
+    codes = (projected / scales.clamp_min(1e-12)[:, None]).round().to(torch.int8)
+    approximate = codes.float() * scales[:, None]
+    length = approximate.norm(dim=1)
+    dropped = torch.where(scales > 0, (1 - length.square()).clamp_min(0).sqrt(), 0)
+
+    def compare(queries: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Exact cosine, kept part, ρa ρb and table bin of `queries` with every patch, [Q, S·P] each."""
+        exact = (rows[queries] * inverse[queries, None]) @ rows.T * inverse
+        inner = approximate[queries] @ approximate.T
+        cosine = inner / (length[queries, None] * length).clamp_min(1e-12)
+        bins = ((cosine + 1) * (KAPPA_BINS / 2)).long().clamp_(0, KAPPA_BINS - 1)
+        return exact, inner, dropped[queries, None] * dropped, bins
+
+    exact, inner, weight, bins = compare(order[-32:])
+    def total(values: Tensor) -> Tensor:
+        return torch.zeros(KAPPA_BINS).index_add_(0, bins.flatten(), values.flatten())
+
+    kappa = total((exact - inner) * weight) / (total(weight.square()) + 1e-3)  # least squares in each bin
+
+    queries = order[:64]
+    exact, inner, weight, bins = compare(queries)
+    estimate = (inner + weight * kappa[bins]).clamp_(-1, 1)
+    alive = (scales[queries] > 0).float()
+    estimate[torch.arange(len(queries)), queries] = alive  # the page knows that a patch equals itself
+    error = (estimate - exact).abs_().flatten()
+    shape = (len(frames), positions)
+    return _Explorer(
+        frames, codes.reshape(*shape, rank).numpy(), scales.reshape(shape).numpy(), kappa.numpy(),
+        error.mean().item(), error.kthvalue(math.ceil(0.99 * len(error))).values.item(), error.max().item(), len(error),
+    )  # fmt: skip
+
+
+def _principal_directions(rows: Tensor, rank: int, generator: torch.Generator) -> Tensor:
+    """[D, rank], the strongest uncentred principal directions of rows [n, D], by subspace iteration.
+
+    A full eigendecomposition takes ten times as long at D = 384 and a hundred times at D = 1152.
+    """
+    moment = rows.T @ rows / len(rows)
+    dim = len(moment)
+    basis = torch.randn(dim, min(dim, rank + 16), generator=generator)
+    for _ in range(4):
+        basis = torch.linalg.qr(moment @ basis).Q
+    return basis @ torch.linalg.eigh(basis.T @ moment @ basis).eigenvectors[:, -rank:]
+
+
+def _verdict(grid: tuple[int, int], pts: np.ndarray, similarity: np.ndarray) -> str:
+    """What was analysed and what stands out, in one line."""
+    count = len(pts)
+    patches = f"{grid[0]} × {grid[1]} patches"
+    if count == 1:
+        return f"One frame at {pts[0]:.2f} s, {patches}. Nothing to compare over time."
+    steps = np.diagonal(similarity, 1)
+    worst = int(steps.argmin())
+    everything = (similarity.sum(dtype=np.float64) - np.trace(similarity, dtype=np.float64)) / (count * (count - 1))
+    return (
+        f"{count} frames from {pts[0]:.2f} s to {pts[-1]:.2f} s, {patches} each. Mean similarity of neighbouring frames "
+        f"{steps.mean():.3f}, of any two {everything:.3f}; the largest change is from {pts[worst]:.2f} s "
+        f"to {pts[worst + 1]:.2f} s ({steps[worst]:.3f})."
+    )
+
+
+def _show(value: Any) -> str:
+    """A table cell."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_show(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_show, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+
+def _csp_hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
