@@ -73,6 +73,8 @@ class VideoInfo(_ShapeRepr):
     interlaced: bool = False
     container_frames: int = 0
     """Frame count the container header claims; 0 if it claims none."""
+    seekable: bool = True
+    """False when the container's times could not be trusted and came from a decode pass: decode from the start."""
     notes: tuple[str, ...] = ()
     """Anything worth telling the user: guessed colour, HDR, dropped frames, odd size."""
 

@@ -1,0 +1,110 @@
+"""A folder of images as a video, read with Pillow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from vsim_fast.errors import CorruptVideo, OpenError, UnsupportedVideo
+from vsim_fast.records import ColorSpec, FrameBatch, VideoInfo
+from vsim_fast.video._batches import Assembler, DecodeReport
+from vsim_fast.video.probe import Limits
+from vsim_fast.video.sampling import DecodePlan, exact
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+ORIENTATION = 0x0112  # EXIF tag; 5..8 swap width and height
+
+
+def files(folder: str) -> list[Path]:
+    """Image files of a folder in natural order: frame2 before frame10."""
+    found = [p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()]
+    return sorted(found, key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"([0-9]+)", p.name.lower())])
+
+
+def open_image(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        raise OpenError(path, f"no image that is read here ({error})") from None
+
+
+def scan(folder: str, limits: Limits, fps: float | Fraction) -> VideoInfo:
+    """`VideoInfo` of a folder; all images must have one size (upright, after their EXIF orientation)."""
+    try:
+        paths = files(folder)
+    except OSError as error:
+        raise OpenError(folder, error.strerror or str(error)) from None
+    if not paths:
+        raise OpenError(folder, f"the folder holds no image ({', '.join(sorted(SUFFIXES))})")
+    if len(paths) > limits.max_frames:
+        raise UnsupportedVideo(folder, f"{len(paths)} images are more than the {limits.max_frames} frames allowed")
+    size = None
+    for path in paths:
+        with open_image(path) as image:
+            width, height = image.size
+            if image.getexif().get(ORIENTATION, 1) >= 5:
+                width, height = height, width
+        if size is None:
+            size = (width, height)
+        if (width, height) != size:
+            raise UnsupportedVideo(path, f"must be {size[0]}x{size[1]} like {paths[0].name}, is {width}x{height}")
+        if width * height > limits.max_pixels:
+            raise UnsupportedVideo(path, f"{width}x{height} pixels are more than the {limits.max_pixels} allowed")
+    rate = exact(fps)
+    return VideoInfo(
+        path=folder, codec="images", width=size[0], height=size[1], pix_fmt="rgb24", color=ColorSpec(guessed=False),
+        time_base=1 / rate, pts=np.arange(len(paths)), is_key=np.ones(len(paths), dtype=bool),
+        duration_seconds=float(len(paths) / rate), average_fps=float(rate),
+        notes=(f"a folder of {len(paths)} images at {float(rate):g} per second",),
+    )  # fmt: skip
+
+
+class ImageBackend:
+    """Delivers the images of a plan as RGB, upright."""
+
+    name = "images"
+
+    def __init__(
+        self,
+        info: VideoInfo,
+        plan: DecodePlan,
+        report: DecodeReport,
+        *,
+        batch_size: int,
+        output: str,
+        device: torch.device,
+        strict: bool,
+    ):
+        assert output == "rgb"
+        self.info, self.plan, self.report, self.device, self.strict = info, plan, report, device, strict
+        self.assembler = Assembler(
+            info, plan, batch_size, report, strict=strict, finish=self._finish,
+            allocate=lambda count: (torch.empty(count, info.height, info.width, 3, dtype=torch.uint8),),
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[FrameBatch]:
+        paths = files(self.info.path)
+        for index in np.unique(self.plan.index).tolist():
+            try:
+                with open_image(paths[index]) as image:
+                    picture = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+                if picture.shape != (self.info.height, self.info.width, 3):
+                    raise OpenError(paths[index], "the image changed its size while being read")
+            except (OSError, OpenError, SyntaxError, ValueError, IndexError) as error:
+                self.report.corrupt += 1
+                if self.strict:
+                    raise CorruptVideo(self.info.path, f"image {index} does not decode ({error})") from None
+                continue
+            self.report.decoded_frames += 1
+            self.assembler.put(index, lambda buffers, slot, picture=picture: buffers[0].numpy().__setitem__(slot, picture))
+            yield from self.assembler.ready(index)
+        yield from self.assembler.rest()
+
+    def _finish(self, buffers: tuple[torch.Tensor, ...], **fields) -> FrameBatch:
+        return FrameBatch(**fields, rgb=buffers[0].to(self.device))
