@@ -9,14 +9,12 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from pydantic import BaseModel
 
 from vsim_fast import __version__
@@ -26,7 +24,7 @@ from vsim_fast.errors import CorruptVideo, UsageError
 from vsim_fast.ops import intra_frame_similarity, position_similarity
 from vsim_fast.pipeline import EncodedFrames, Timings, encode_video
 from vsim_fast.records import VideoInfo
-from vsim_fast.report import HeatmapWriter, ReportData, write_report, write_statistics
+from vsim_fast.report import HeatmapWriter, ReportData, thumbnail, write_report, write_statistics
 from vsim_fast.similarity import MatrixStats, PatchStack, Reduce, Stats, mean_over_time
 from vsim_fast.store import ArrayWriter, OutputFolder
 from vsim_fast.video import DecodeReport, Sampling, open_video, plan, probe
@@ -145,7 +143,14 @@ def analyze(
         collect = _Collector(out, info, encoder, planned, reduce, topk, dtype, compress, timings)
         with (
             collect,
-            open_video(info, sampling, decoder=decoder, device=encoder.device, batch_size=encoder.batch_size) as reader,
+            open_video(
+                video,
+                sampling,
+                decoder=decoder,
+                device=encoder.device,
+                batch_size=encoder.batch_size,
+                image_fps=image_fps,
+            ) as reader,
         ):
             for batch in encode_video(reader, encoder, timings):
                 collect.add(batch)
@@ -159,10 +164,11 @@ def analyze(
                 pictures = background.submit(_draw, out, collect, frame_similarity, visualize_positions, timings)
                 over_time = collect.positions(progress)
                 pictures.result()
+        frames = len(collect.stack)
         overall = {
-            "Position-wise Similarities": collect.position_stats.overall(side=len(collect.stack)),
-            "Frame-wise Similarity": collect.frame_stats.overall(side=len(collect.stack)),
-            "Intra-Frame Similarities": collect.intra_stats.overall(side=patches),
+            "Position-wise Similarities": collect.position_stats.overall(patches, frames, frames),
+            "Frame-wise Similarity": collect.frame_stats.overall(frames, frames),
+            "Intra-Frame Similarities": collect.intra_stats.overall(frames, patches, patches),
         }
         write_statistics(out.file("statistics.txt"), overall)
         partial = decoded.delivered < decoded.expected
@@ -178,7 +184,7 @@ def analyze(
             settings=settings,
             encoder=encoder.describe(),
             decoder=asdict(decoded),
-            frames=len(collect.stack),
+            frames=frames,
             patches=patches,
             grid=encoder.grid,
             pts_seconds=collect.pts_seconds,
@@ -251,7 +257,7 @@ class _Collector:
         self.thumbnails: list[tuple[int, bytes]] = []
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="vsim-disk")
         self._pending: deque[Future] = deque()
-        self._intra = self._writers("intra_frame_similarities", planned, self.patches, self.patches)
+        self._intra = self._writers("intra_frame_similarities", planned, self.patches)
 
     def __enter__(self) -> _Collector:
         return self
@@ -348,9 +354,7 @@ class _Collector:
         size = (max(1, round(THUMBNAIL_WIDTH * height / width)), THUMBNAIL_WIDTH)
         picture = F.interpolate((pixels.float() * std + mean)[None], size, mode="bilinear", antialias=True)[0]
         levels = (picture * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-        buffer = BytesIO()
-        Image.fromarray(levels).save(buffer, "JPEG", quality=72)
-        return buffer.getvalue()
+        return thumbnail(levels, width=THUMBNAIL_WIDTH)
 
 
 def _draw(
@@ -397,6 +401,7 @@ def _report_data(
         grid=summary.grid,
         timings=collect.timings.seconds(),
         random_weights=collect.encoder.random_weights,
+        flagged=dict.fromkeys(summary.featureless_frames, "featureless"),
     )
 
 

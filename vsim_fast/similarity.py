@@ -65,12 +65,11 @@ class MatrixStats:
         """float64 [4, N]: mean, std, min, max of each matrix."""
         return np.concatenate(self._columns, axis=1)
 
-    def overall(self, side: int) -> Stats:
-        """Over all values of all matrices, each [side, side]."""
+    def overall(self, *shape: int) -> Stats:
+        """Over all values of all matrices, which are equal in size; `shape` is that of the whole array."""
         mean, std, low, high = self.columns
         total = mean.mean()
         variance = (std**2 + (mean - total) ** 2).mean()
-        shape = (len(mean), side, side)
         return Stats(shape, float(total), float(np.sqrt(variance)), float(low.min()), float(high.max()))
 
 
