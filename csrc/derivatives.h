@@ -21,7 +21,7 @@ struct DerivativesArgs {
 };
 
 constexpr float kMinNorm = 1e-12f;
-constexpr int64_t kNarrowDim = 32;  // up to here SIMD lanes run over time, above it over dimensions
+constexpr int64_t kMaxLanes = 16;  // up to so many dimensions SIMD lanes run over time, above over dimensions
 
 // Pointers to host memory; threads <= 0 takes all hardware threads.
 void derivatives_cpu(const DerivativesArgs& args, Simd simd, int64_t threads);
