@@ -72,8 +72,14 @@ void derivatives_cuda(uintptr_t x, uintptr_t windows, uintptr_t counts, uintptr_
 }
 #endif
 
+#ifdef __clang__
+constexpr const char* kCompiler = __VERSION__;
+#else
+constexpr const char* kCompiler = "GCC " __VERSION__;
+#endif
+
 py::dict build_info() {
-  py::dict info("compiler"_a = __VERSION__, "cuda"_a = py::none(), "architectures"_a = py::none());
+  py::dict info("compiler"_a = kCompiler, "cuda"_a = py::none(), "architectures"_a = py::none());
 #ifdef VSIM_CUDA_VERSION
   info["cuda"] = VSIM_CUDA_VERSION;
   info["architectures"] = VSIM_CUDA_ARCHITECTURES;

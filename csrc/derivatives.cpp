@@ -8,8 +8,8 @@
 namespace vsim {
 
 size_t derivatives_scratch(const DerivativesArgs& a) {
-  const int64_t doubles = a.S * a.D + a.S;                            // sums [S, D], |u|^2 [S]
-  const int64_t floats = a.D > kNarrowDim ? a.S : (a.D + 2) * a.T;    // 1/norm [S], or the transposed video and two rows
+  const int64_t doubles = a.S * a.D + a.S;
+  const int64_t floats = a.D > kMaxLanes ? a.S * a.D + a.S : (a.D + 2) * a.T + kMaxLanes;
   return doubles * sizeof(double) + floats * sizeof(float);
 }
 

@@ -21,7 +21,7 @@ struct DerivativesArgs {
 };
 
 constexpr float kMinNorm = 1e-12f;
-constexpr int64_t kNarrowDim = 32;  // up to here SIMD lanes run over time, above it over dimensions
+constexpr int64_t kMaxLanes = 16;  // up to so many dimensions SIMD lanes run over time, above over dimensions
 
 // Pointers to host memory; threads <= 0 takes all hardware threads.
 void derivatives_cpu(const DerivativesArgs& args, Simd simd, int64_t threads);
@@ -31,7 +31,7 @@ void derivatives_cpu(const DerivativesArgs& args, Simd simd, int64_t threads);
 constexpr int64_t kCudaChunk = 64;
 void derivatives_cuda(const DerivativesArgs& args, float* partial, void* stream);
 
-// One video by one thread, compiled once per instruction set. scratch: derivatives_scratch(args) bytes, 64-byte aligned.
+// One video by one thread, compiled once per instruction set. scratch: derivatives_scratch(args) bytes, aligned as double.
 size_t derivatives_scratch(const DerivativesArgs& args);
 namespace portable { void derivatives_video(const DerivativesArgs& args, int64_t b, void* scratch); }
 namespace avx2 { void derivatives_video(const DerivativesArgs& args, int64_t b, void* scratch); }

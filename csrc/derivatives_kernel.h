@@ -8,25 +8,31 @@ namespace vsim::VSIM_ISA {
 namespace {
 
 constexpr int64_t L = VSIM_LANES;
-constexpr int kRows = VSIM_LANES == 16 ? 8 : 4;  // accumulators per block that fit the register file
-typedef float Vec __attribute__((vector_size(4 * VSIM_LANES), aligned(4), may_alias));
+constexpr int kRows = 4;  // times per block; their sums fit in registers and their rows in L1
+constexpr int64_t kFlush = 16;  // fp32 additions between fp64 ones: rounding does not pile up over long videos
+
+template <int N>
+struct Lanes {
+  typedef float Type __attribute__((vector_size(4 * N)));
+};
+typedef Lanes<L>::Type Vec;
+typedef int32_t Mask __attribute__((vector_size(4 * VSIM_LANES)));
+typedef float Unaligned __attribute__((vector_size(4 * VSIM_LANES), aligned(4), may_alias));  // a Vec in memory
 
 #define VSIM_INLINE static inline __attribute__((always_inline))
 
-VSIM_INLINE Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+VSIM_INLINE Vec load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
 
-VSIM_INLINE Vec load_first(const float* p, int64_t n) {
-  Vec v{};
-  for (int64_t lane = 0; lane < n; ++lane) v[lane] = p[lane];
-  return v;
-}
-
-VSIM_INLINE float total(Vec v) {  // pairwise, so the error does not grow with the lanes
-  float lanes[L];
-  __builtin_memcpy(lanes, &v, sizeof lanes);
-  for (int64_t half = L / 2; half > 0; half /= 2)
-    for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  return lanes[0];
+template <int N>
+VSIM_INLINE float total(const typename Lanes<N>::Type& v) {  // pairwise, so the error does not grow with the lanes
+  if constexpr (N == 1) {
+    return v[0];
+  } else {
+    typename Lanes<N / 2>::Type low, high;
+    __builtin_memcpy(&low, &v, sizeof low);
+    __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+    return total<N / 2>(low + high);
+  }
 }
 
 VSIM_INLINE float inverse(float norm) { return 1.0f / (norm < kMinNorm ? kMinNorm : norm); }
@@ -47,85 +53,88 @@ VSIM_INLINE void store_moments(const DerivativesArgs& a, int64_t bs, const doubl
   a.variance[bs] = variance < 0 ? 0.0f : (float)variance;  // rounding may fall below zero; NaN stays NaN
 }
 
-// Squared norms of R differences, columns [i, i + n).
-template <int R, bool Full>
-VSIM_INLINE void norms_step(const float* x, int64_t ahead, int64_t D, int64_t i, int64_t n, Vec* acc) {
+// L columns of one difference. The last vector of a row ends at its last column; lanes seen before are masked out.
+template <bool Last>
+VSIM_INLINE Vec difference(const float* p, int64_t ahead, const Mask& fresh) {
+  const Vec d = load(p + ahead) - load(p);
+  return Last ? (Vec)((Mask)d & fresh) : d;
+}
+
+// Squared norms of R differences.
+template <int R, bool Last>
+VSIM_INLINE void norms_step(const float* x, int64_t ahead, int64_t D, const Mask& fresh, Vec* acc) {
   for (int r = 0; r < R; ++r) {
-    const float* p = x + r * D + i;
-    const Vec d = Full ? load(p + ahead) - load(p) : load_first(p + ahead, n) - load_first(p, n);
+    const Vec d = difference<Last>(x + r * D, ahead, fresh);
     acc[r] += d * d;
   }
 }
 
-// R directions and their distances to the ones before them, columns [i, i + n); inv[0] belongs to the row before x.
-template <int R, bool Full>
-VSIM_INLINE void directions_step(const float* x, const float* before, int64_t ahead, int64_t D, int64_t i, int64_t n,
-                                 const float* inv, Vec* acc, double* sum) {
-  Vec last = Full ? load(before + ahead + i) - load(before + i) : load_first(before + ahead + i, n) - load_first(before + i, n);
-  last *= inv[0];
-  Vec s{};
+// R directions, their sum, and their distances to the ones before them; inv[0] belongs to the row `before`.
+template <int R, bool Last>
+VSIM_INLINE void directions_step(const float* x, const float* before, int64_t ahead, int64_t D, const Mask& fresh,
+                                 const float* inv, Vec* acc, float* sum) {
+  Vec last = difference<Last>(before, ahead, fresh) * inv[0], s{};
   for (int r = 0; r < R; ++r) {
-    const float* p = x + r * D + i;
-    Vec u = Full ? load(p + ahead) - load(p) : load_first(p + ahead, n) - load_first(p, n);
-    u *= inv[r + 1];
-    const Vec e = u - last;
+    const Vec u = difference<Last>(x + r * D, ahead, fresh) * inv[r + 1], e = u - last;
     acc[r] += e * e;
     s += u;
     last = u;
   }
-  float lanes[L];
-  __builtin_memcpy(lanes, &s, sizeof lanes);
-  if (Full)
-    for (int64_t lane = 0; lane < L; ++lane) sum[i + lane] += lanes[lane];
-  else
-    for (int64_t lane = 0; lane < n; ++lane) sum[i + lane] += lanes[lane];
+  *reinterpret_cast<Unaligned*>(sum) += s;
 }
 
 // R consecutive derivatives of one window, from time t on. inverse_before: that of time t - 1, then of the last row.
 template <int R>
 VSIM_INLINE void rows(const float* x, int64_t t, int64_t window, int64_t D, float* magnitudes, float* changes,
-                      float& inverse_before, double* sum, double& units) {
+                      float& inverse_before, float* sum, double& units) {
   const float* row = x + t * D;
   const float* before = t > 0 ? row - D : row;
-  const int64_t ahead = window * D, full = D - D % L;
+  const int64_t ahead = window * D, full = D - D % L, end = D - L;
+  Mask fresh;
+  for (int64_t lane = 0; lane < L; ++lane) fresh[lane] = end + lane >= full ? -1 : 0;
   Vec acc[R] = {};
-  for (int64_t i = 0; i < full; i += L) norms_step<R, true>(row, ahead, D, i, L, acc);
-  if (full < D) norms_step<R, false>(row, ahead, D, full, D - full, acc);
+  for (int64_t i = 0; i < full; i += L) norms_step<R, false>(row + i, ahead, D, fresh, acc);
+  if (full < D) norms_step<R, true>(row + end, ahead, D, fresh, acc);
   float inv[R + 1];
   inv[0] = inverse_before;
   for (int r = 0; r < R; ++r) {
-    const float norm = __builtin_sqrtf(total(acc[r]));
+    const float norm = __builtin_sqrtf(total<L>(acc[r]));
     magnitudes[t + r] = norm;
     inv[r + 1] = inverse(norm);
     units += unit_norm2(norm);
     acc[r] = Vec{};
   }
   inverse_before = inv[R];
-  for (int64_t i = 0; i < full; i += L) directions_step<R, true>(row, before, ahead, D, i, L, inv, acc, sum);
-  if (full < D) directions_step<R, false>(row, before, ahead, D, full, D - full, inv, acc, sum);
-  for (int r = t > 0 ? 0 : 1; r < R; ++r) changes[t + r - 1] = __builtin_sqrtf(total(acc[r]));
+  for (int64_t i = 0; i < full; i += L)
+    directions_step<R, false>(row + i, before + i, ahead, D, fresh, inv, acc, sum + i);
+  if (full < D) directions_step<R, true>(row + end, before + end, ahead, D, fresh, inv, acc, sum + end);
+  for (int r = t > 0 ? 0 : 1; r < R; ++r) changes[t + r - 1] = __builtin_sqrtf(total<L>(acc[r]));
 }
 
-// Lanes over dimensions.
-void wide(const DerivativesArgs& a, int64_t b, double* sums, double* units, float* inverse_before) {
+// Lanes over dimensions; D >= L. sums [S, D] in fp64; recent [S, D] collects kFlush blocks in fp32 before they go there.
+void wide(const DerivativesArgs& a, int64_t b, double* sums, double* units, float* recent, float* inverse_before) {
   const float* x = a.x + b * a.T * a.D;
-  for (int64_t i = 0; i < a.S * a.D; ++i) sums[i] = 0;
+  for (int64_t i = 0; i < a.S * a.D; ++i) sums[i] = recent[i] = 0;
   for (int64_t s = 0; s < a.S; ++s) units[s] = inverse_before[s] = 0;
   for (int64_t start = 0; start < a.T; start += kRows) {
     for (int64_t s = 0; s < a.S; ++s) {
       const int64_t bs = b * a.S + s, n = a.counts[bs];
-      float *m = a.magnitudes + bs * a.T, *c = a.changes + bs * a.T;
-      double* sum = sums + s * a.D;
+      float *m = a.magnitudes + bs * a.T, *c = a.changes + bs * a.T, *sum = recent + s * a.D;
       if (start + kRows <= n)
         rows<kRows>(x, start, a.windows[s], a.D, m, c, inverse_before[s], sum, units[s]);
       else
         for (int64_t t = start; t < n; ++t) rows<1>(x, t, a.windows[s], a.D, m, c, inverse_before[s], sum, units[s]);
+    }
+    if (start / kRows % kFlush == kFlush - 1 || start + kRows >= a.T) {
+      for (int64_t i = 0; i < a.S * a.D; ++i) sums[i] += recent[i];
+      for (int64_t i = 0; i < a.S * a.D; ++i) recent[i] = 0;
     }
   }
   for (int64_t s = 0; s < a.S; ++s) store_moments(a, b * a.S + s, sums + s * a.D, units[s]);
 }
 
 // Lanes over time: few dimensions would leave most lanes empty, so the video is transposed to xt [D, T] first.
+// inv [T] and u [T + L] are scratch.
 void narrow(const DerivativesArgs& a, int64_t b, double* sum, float* __restrict__ xt, float* __restrict__ inv,
             float* __restrict__ u) {
   const int64_t T = a.T, D = a.D;
@@ -149,6 +158,7 @@ void narrow(const DerivativesArgs& a, int64_t b, double* sum, float* __restrict_
       m[t] = __builtin_sqrtf(m[t]);
       inv[t] = inverse(m[t]);
     }
+    for (int64_t lane = 0; lane < L; ++lane) u[n + lane] = 0;
     double units = 0;
     for (int64_t t = 0; t < n; ++t) units += unit_norm2(m[t]);
     for (int64_t d = 0; d < D; ++d) {
@@ -156,13 +166,11 @@ void narrow(const DerivativesArgs& a, int64_t b, double* sum, float* __restrict_
       for (int64_t t = 0; t < n; ++t) u[t] = (row[t + w] - row[t]) * inv[t];
       for (int64_t t = 0; t + 1 < n; ++t) c[t] += (u[t + 1] - u[t]) * (u[t + 1] - u[t]);
       sum[d] = 0;
-      for (int64_t start = 0; start < n; start += 16 * L) {  // short fp32 runs, fp64 between them
-        const int64_t end = start + 16 * L < n ? start + 16 * L : n;
+      for (int64_t start = 0; start < n; start += kFlush * L) {
+        const int64_t end = start + kFlush * L < n ? start + kFlush * L : n;
         Vec part{};
-        int64_t t = start;
-        for (; t + L <= end; t += L) part += load(u + t);
-        part += load_first(u + t, end - t);
-        sum[d] += total(part);
+        for (int64_t t = start; t < end; t += L) part += load(u + t);
+        sum[d] += total<L>(part);
       }
     }
     for (int64_t t = 0; t + 1 < n; ++t) c[t] = __builtin_sqrtf(c[t]);
@@ -176,8 +184,8 @@ void derivatives_video(const DerivativesArgs& a, int64_t b, void* scratch) {
   double* sums = static_cast<double*>(scratch);
   double* units = sums + a.S * a.D;
   float* rest = reinterpret_cast<float*>(units + a.S);
-  if (a.D > kNarrowDim)
-    wide(a, b, sums, units, rest);
+  if (a.D > kMaxLanes)
+    wide(a, b, sums, units, rest, rest + a.S * a.D);
   else
     narrow(a, b, sums, rest, rest + a.D * a.T, rest + (a.D + 1) * a.T);
   for (int64_t s = 0; s < a.S; ++s) {
