@@ -87,17 +87,6 @@ class DeviceTime:
 clock = DeviceTime if DEVICE == "cuda" else time.perf_counter
 
 
-@dataclass
-class Timing:
-    """Seconds of each round and the extra device memory of one call."""
-
-    seconds: list[float]
-    peak_mib: float | None = None
-
-    def percentile(self, q: float) -> float:
-        return float(np.percentile(self.seconds, q))
-
-
 class Stopwatch:
     """Times calls of one benchmark: rotated inputs, cold cache, busy queue."""
 
@@ -105,8 +94,8 @@ class Stopwatch:
         self.quick = quick
         self.flush = torch.empty(256 << 20, dtype=torch.uint8, device=DEVICE) if DEVICE == "cuda" else None
 
-    def __call__(self, benchmark: Any, call: Callable, inputs: list[tuple]) -> Timing:
-        """`call(*inputs[i])` in turn, as many rounds as about two seconds hold."""
+    def __call__(self, benchmark: Any, call: Callable, inputs: list[tuple]) -> tuple[list[float], float | None]:
+        """(seconds of each round, extra device memory of one call in MiB) of `call(*inputs[i])`, in turn."""
         call(*inputs[0])  # compiles, loads, allocates
         peak, first = self._probe(call, inputs[-1])
         most = 10 if self.quick else 50
@@ -115,7 +104,7 @@ class Stopwatch:
         benchmark.pedantic(call, setup=lambda: (self._prepare(next(turns)), {}), rounds=rounds, warmup_rounds=1)
         if benchmark.stats is None:
             pytest.skip("timing is disabled (--benchmark-disable)")
-        return Timing(list(benchmark.stats.stats.data), peak)
+        return list(benchmark.stats.stats.data), peak
 
     def _probe(self, call: Callable, args: tuple) -> tuple[float | None, float]:
         if DEVICE == "cpu":
@@ -186,15 +175,15 @@ class Recorder:
         self.rows: list[Row] = []
 
     def add(
-        self, timing: Timing, *, op: str, provider: str, dtype: str, shape: str, baseline: str, **figures: Any
+        self, seconds: list[float], *, op: str, provider: str, dtype: str, shape: str, baseline: str, **figures: Any
     ) -> Row:
         """Write one row; `baseline` is the provider, measured before in this run, to compare with."""
-        p20, p50, p80 = (1e3 * timing.percentile(q) for q in (20, 50, 80))
+        p20, p50, p80 = (1e3 * np.percentile(seconds, (20, 50, 80))).tolist()
         same = (row for row in self.rows if (row.op, row.shape, row.provider) == (op, shape, baseline))
         peer = next(same, None)
         row = Row(
             op=op, provider=provider, dtype=dtype, shape=shape, p20_ms=p20, p50_ms=p50, p80_ms=p80,
-            rounds=len(timing.seconds), run=self.run, machine=self.machine, peak_mib=timing.peak_mib,
+            rounds=len(seconds), run=self.run, machine=self.machine,
             baseline=peer and peer.provider, speedup=peer and peer.p50_ms / p50, **figures,
         )  # fmt: skip
         self.rows.append(row)

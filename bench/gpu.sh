@@ -11,7 +11,7 @@ dry=; [ "${1:-}" = --dry-run ] && dry=1
 site=$(mktemp -d) && trap 'rm -rf "$site"' EXIT
 mkdir -p "$out" && log=$out/gpu.log && : >"$log"
 # Safe path: test the installed package, not the source tree, which has no compiled core.
-export PYTHONPATH=$site PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 MPLBACKEND=Agg
+export PYTHONPATH=$site:$PWD/bench PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 export VSIM_BENCH_CLIPS=${CLIPS:-}
 summary=() failed=0
 

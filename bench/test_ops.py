@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import cache, partial
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -77,9 +78,9 @@ def test_op(case: Case, provider: str, benchmark, stopwatch, ceilings, recorder,
     inputs = [case.draw(DEVICE) for _ in range(3 if DEVICE == "cuda" else 2)]
     call = provide(case, provider)
     error = max_error(case, call, inputs[0])
-    timing = stopwatch(benchmark, call, inputs)
-    rate, unit, of_ceiling = ceilings.compare(case.bytes, case.flops, timing.percentile(50))
+    seconds, peak_mib = stopwatch(benchmark, call, inputs)
+    rate, unit, of_ceiling = ceilings.compare(case.bytes, case.flops, median(seconds))
     recorder.add(
-        timing, op=case.op, provider=provider, dtype=case.dtype_name, shape=case.shape_id, baseline=case.baseline,
-        rate=rate, unit=unit, of_ceiling=of_ceiling, max_error=error, note=case.note,
+        seconds, op=case.op, provider=provider, dtype=case.dtype_name, shape=case.shape_id, baseline=case.baseline,
+        rate=rate, unit=unit, of_ceiling=of_ceiling, max_error=error, peak_mib=peak_mib, note=case.note,
     )  # fmt: skip
