@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsim_fast.ops.cosine import reference as cosine
+from vsim_fast.ops import cosine
 from vsim_fast.ops.derivatives import reference as difference
 from vsim_fast.ops.nv12 import reference as nv12
 
@@ -44,7 +44,8 @@ class Case:
 
     @property
     def shape_id(self) -> str:
-        return "-".join(f"{axis}{size}" for axis, size in self.shape.items())
+        reduce = self.options.get("reduce")
+        return "-".join([*(f"{axis}{size}" for axis, size in self.shape.items()), *([reduce] if reduce else [])])
 
     @property
     def dtype_name(self) -> str:
@@ -75,17 +76,25 @@ def eager_best_match(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
     return *similarity.max(2), *similarity.max(1)
 
 
-def similarity_case(op: str, eager: Callable, dtype: torch.dtype, T: int, P: int, D: int) -> Case:
-    out, pairs = {
-        "position_similarity": (P * T * T, P * T * (T + 1) // 2),
-        "intra_frame_similarity": (T * P * P, T * P * (P + 1) // 2),
-        "frame_similarity": (T * T, T * (T + 1) // 2),
+def eager_stats(gram: Callable, patches: Tensor) -> tuple[Tensor, ...]:
+    matrices = gram(patches).float()
+    return matrices.mean((1, 2)), matrices.std((1, 2), correction=0), matrices.amin((1, 2)), matrices.amax((1, 2))
+
+
+def similarity_case(op: str, dtype: torch.dtype, T: int, P: int, D: int, reduce: str | None = None) -> Case:
+    eager, matrices, side = {
+        "position_similarity": (eager_position, P, T),
+        "intra_frame_similarity": (eager_intra_frame, T, P),
+        "frame_similarity": (eager_frame, 1, T),
     }[op]
+    written = matrices * (4 * 8 if reduce else side * side * dtype.itemsize)
     return Case(
         op, dict(T=T, P=P, D=D), dtype,
         draw=lambda device: (torch.randn(T, P, D, device=device).to(dtype),),
-        eager=eager, oracle=lambda patches: getattr(cosine, op)(patches.double()),
-        bytes=(T * P * D + out) * dtype.itemsize, flops=2 * pairs * D,
+        eager=partial(eager_stats, eager) if reduce else eager,
+        oracle=lambda patches: getattr(cosine, op)(patches.double(), reduce=reduce, backend="reference"),
+        bytes=T * P * D * dtype.itemsize + written, flops=matrices * side * (side + 1) * D,
+        options=dict(reduce=reduce),
     )  # fmt: skip
 
 
@@ -93,7 +102,7 @@ def best_match_case(dtype: torch.dtype, B: int, P: int, D: int) -> Case:
     return Case(
         "best_match", dict(B=B, P=P, D=D), dtype,
         draw=lambda device: tuple(torch.randn(B, P, D, device=device).to(dtype) for _ in range(2)),
-        eager=eager_best_match, oracle=lambda a, b: cosine.best_match(a.double(), b.double()),
+        eager=eager_best_match, oracle=lambda a, b: cosine.best_match(a.double(), b.double(), backend="reference"),
         bytes=2 * B * P * (D * dtype.itemsize + dtype.itemsize + 8), flops=2 * B * P * P * D,
     )  # fmt: skip
 
@@ -165,17 +174,19 @@ def derivatives_case(device: str, B: int, T: int, D: int) -> Case:
 
 CASES = {
     "cuda": [
-        similarity_case("position_similarity", eager_position, FP16, T=100, P=1024, D=1152),
-        similarity_case("intra_frame_similarity", eager_intra_frame, FP16, T=100, P=1024, D=1152),
-        similarity_case("frame_similarity", eager_frame, FP16, T=100, P=1024, D=1152),
+        similarity_case("position_similarity", FP16, T=100, P=1024, D=1152),
+        similarity_case("intra_frame_similarity", FP16, T=100, P=1024, D=1152),
+        similarity_case("frame_similarity", FP16, T=100, P=1024, D=1152),
+        similarity_case("intra_frame_similarity", FP16, T=100, P=1024, D=1152, reduce="stats"),
         best_match_case(FP16, B=64, P=1369, D=768),
         nv12_case(FP16, B=64, H=1080, W=1920, S=224),
         derivatives_case("cuda", B=512, T=300, D=1024),
     ],
     "cpu": [
-        similarity_case("position_similarity", eager_position, FP32, T=40, P=256, D=384),
-        similarity_case("intra_frame_similarity", eager_intra_frame, FP32, T=10, P=1024, D=384),
-        similarity_case("frame_similarity", eager_frame, FP32, T=40, P=256, D=384),
+        similarity_case("position_similarity", FP32, T=40, P=256, D=384),
+        similarity_case("intra_frame_similarity", FP32, T=10, P=1024, D=384),
+        similarity_case("frame_similarity", FP32, T=40, P=256, D=384),
+        similarity_case("intra_frame_similarity", FP32, T=10, P=1024, D=384, reduce="stats"),
         best_match_case(FP32, B=4, P=1024, D=384),
         nv12_case(FP32, B=4, H=720, W=1280, S=224),
         derivatives_case("cpu", B=64, T=300, D=384),

@@ -142,26 +142,36 @@ class Ceilings:
         moving, computing = nbytes / (self.copy_gb_s * 1e9), flops / (self.matmul_tflop_s * 1e12)
         if moving >= computing:
             return nbytes / seconds / 1e9, "GB/s", moving / seconds
-        return flops / seconds / 1e12, "TFLOP/s", computing / seconds
+        unit, scale = ("TFLOP/s", 1e12) if self.matmul_tflop_s > 10 else ("GFLOP/s", 1e9)
+        return flops / seconds / scale, unit, computing / seconds
 
 
-def measure_ceilings() -> Ceilings:
+def measure_ceilings(recorder: Recorder) -> Ceilings:
     n, mib, dtype = (8192, 2048, torch.bfloat16) if DEVICE == "cuda" else (2048, 256, torch.float32)
     a, b = (torch.randn(n, n, device=DEVICE).to(dtype) for _ in range(2))
     source = torch.randint(256, (mib << 20,), dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
 
-    def median(call: Callable) -> float:
+    def seconds(call: Callable) -> list[float]:
         call()
-        seconds = []
-        for _ in range(5):
+        times = []
+        for _ in range(7):
             start = clock()
             call()
-            seconds.append(clock() - start)
-        return float(np.median(seconds))
+            times.append(clock() - start)
+        return times
 
-    copy, product = median(lambda: target.copy_(source)), median(lambda: a @ b)
-    return Ceilings(2 * source.numel() / copy / 1e9, 2 * n**3 / product / 1e12)
+    copy, product = seconds(lambda: target.copy_(source)), seconds(lambda: a @ b)
+    ceilings = Ceilings(2 * source.numel() / float(np.median(copy)) / 1e9, 2 * n**3 / float(np.median(product)) / 1e12)
+    common = dict(op="ceiling", baseline="", of_ceiling=1.0)
+    recorder.add(
+        copy, provider="copy", dtype="uint8", shape=f"{mib} MiB", rate=ceilings.copy_gb_s, unit="GB/s", **common
+    )
+    recorder.add(
+        product, provider="matrix product", dtype=str(dtype).removeprefix("torch."), shape=f"{n}³",
+        rate=ceilings.matmul_tflop_s, unit="TFLOP/s", **common,
+    )  # fmt: skip
+    return ceilings
 
 
 class Recorder:
@@ -207,8 +217,8 @@ def stopwatch(quick: bool) -> Stopwatch:
 
 
 @pytest.fixture(scope="session")
-def ceilings() -> Ceilings:
-    return measure_ceilings()
+def ceilings(recorder: Recorder) -> Ceilings:
+    return measure_ceilings(recorder)
 
 
 RECORDER = pytest.StashKey[Recorder]()

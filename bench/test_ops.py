@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 
@@ -15,7 +16,6 @@ import pytest
 import torch
 from cases import CASES, Case
 
-from vsim_fast import ops
 from vsim_fast.ops import _dispatch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,13 +23,16 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COMPILED = "torch compiled"
 
 
+def folder(op: str) -> str:
+    return _dispatch.IMPLS[op]["reference"].partition(".")[0]
+
+
 @cache
 def red_tests(op: str) -> str | None:
     """Output of the op's own tests if they fail (or there are none), else None."""
-    folder = _dispatch.IMPLS[op]["reference"].partition(".")[0]
-    files = sorted((ROOT / "tests" / "ops").glob(f"test_{folder}*.py"))
+    files = sorted((ROOT / "tests" / "ops").glob(f"test_{folder(op)}*.py"))
     if not files:
-        return f"no tests/ops/test_{folder}*.py"
+        return f"no tests/ops/test_{folder(op)}*.py"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *map(str, files)]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     return run.stdout[-2000:] + run.stderr[-500:] if run.returncode else None
@@ -48,13 +51,14 @@ def provide(case: Case, provider: str):
         return case.eager
     if provider == COMPILED:
         return torch.compile(case.eager, dynamic=False)
-    return partial(getattr(ops, case.op), backend=provider.removeprefix("vsim_fast:"), **case.options)
+    public = getattr(import_module(f"vsim_fast.ops.{folder(case.op)}"), case.op)
+    return partial(public, backend=provider.removeprefix("vsim_fast:"), **case.options)
 
 
 def leaves(result: object) -> list[torch.Tensor]:
     """Floating-point tensors of a tensor or tuple, in order; indices are compared through their scores."""
     parts = [result] if isinstance(result, torch.Tensor) else result
-    return [part for part in parts if part.is_floating_point()]
+    return [part for part in parts if isinstance(part, torch.Tensor) and part.is_floating_point()]
 
 
 def max_error(case: Case, call, inputs: tuple) -> float:
