@@ -185,7 +185,7 @@ CASES = {
     "cpu": [
         similarity_case("position_similarity", FP32, T=40, P=256, D=384),
         similarity_case("intra_frame_similarity", FP32, T=10, P=1024, D=384),
-        similarity_case("frame_similarity", FP32, T=40, P=256, D=384),
+        similarity_case("frame_similarity", FP32, T=40, P=1024, D=384),
         similarity_case("intra_frame_similarity", FP32, T=10, P=1024, D=384, reduce="stats"),
         best_match_case(FP32, B=4, P=1024, D=384),
         nv12_case(FP32, B=4, H=720, W=1280, S=224),

@@ -91,9 +91,9 @@ def main() -> int:
     encoder = load_encoder(args.model, device="cuda", image_size=args.image_size)
 
     def features() -> None:
-        sampling = Sampling(fps=info.average_fps, max_frames=640)
+        sampling = Sampling("stride", stride=1, end_seconds=60)
         options = dict(decoder="nvdec", device=encoder.device, batch_size=encoder.batch_size)
-        with open_video(info, sampling, **options) as reader:
+        with open_video(clip, sampling, **options) as reader:
             for _ in encode_video(reader, encoder):
                 pass
 
