@@ -18,7 +18,7 @@ LAYERS = [  # lowest first; names in one set are peers
     {"video", "encode", "store"},
     {"similarity", "pairs", "fingerprints", "copies", "retrieval", "nerv"},
     {"pipeline", "report"},
-    {"analysis", "batch", "doctor", "models"},
+    {"analysis", "batch", "benchmark", "doctor", "models"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,194 @@
+"""What is timed: inputs, options, the straightforward chain, the fp64 oracle, the least bytes and FLOPs an op needs.
+
+Oracles are `ops/*/reference.py`, never a copy. Bytes count each input read and each output written once; FLOPs count
+one triangle of a symmetric result: the share of a ceiling in a row is that of the fastest the op could ever be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vsim_fast.ops import cosine
+from vsim_fast.ops.derivatives import reference as difference
+from vsim_fast.ops.nv12 import reference as nv12
+
+FP16, FP32 = torch.float16, torch.float32
+WINDOWS = (1, 5, 15, 30)
+
+
+@dataclass(frozen=True)
+class Case:
+    op: str
+    """Public function of `vsim_fast.ops`."""
+    shape: dict[str, int]
+    dtype: torch.dtype
+    draw: Callable[[str], tuple[Tensor, ...]]
+    """Fresh random inputs on a device."""
+    eager: Callable[..., Any]
+    """The straightforward chain, on the same inputs."""
+    oracle: Callable[..., Any]
+    """The reference, on the same inputs in fp64."""
+    bytes: int
+    flops: int
+    options: dict[str, Any] = field(default_factory=dict)
+    baseline: str = "torch eager"
+    note: str = ""
+
+    @property
+    def shape_id(self) -> str:
+        reduce = self.options.get("reduce")
+        return "-".join([*(f"{axis}{size}" for axis, size in self.shape.items()), *([reduce] if reduce else [])])
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+def unit(patches: Tensor) -> Tensor:
+    return F.normalize(patches, dim=-1)
+
+
+def eager_position(patches: Tensor) -> Tensor:
+    rows = unit(patches).transpose(0, 1)  # [P, T, D]
+    return torch.bmm(rows, rows.mT)
+
+
+def eager_intra_frame(patches: Tensor) -> Tensor:
+    rows = unit(patches)  # [T, P, D]
+    return torch.bmm(rows, rows.mT)
+
+
+def eager_frame(patches: Tensor) -> Tensor:
+    rows = unit(patches.mean(1))  # [T, D]
+    return rows @ rows.mT
+
+
+def eager_best_match(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    similarity = torch.bmm(unit(a), unit(b).mT)  # [B, Pa, Pb]
+    return *similarity.max(2), *similarity.max(1)
+
+
+def eager_stats(gram: Callable, patches: Tensor) -> tuple[Tensor, ...]:
+    matrices = gram(patches).float()
+    return matrices.mean((1, 2)), matrices.std((1, 2), correction=0), matrices.amin((1, 2)), matrices.amax((1, 2))
+
+
+def similarity_case(op: str, dtype: torch.dtype, T: int, P: int, D: int, reduce: str | None = None) -> Case:
+    eager, matrices, side = {
+        "position_similarity": (eager_position, P, T),
+        "intra_frame_similarity": (eager_intra_frame, T, P),
+        "frame_similarity": (eager_frame, 1, T),
+    }[op]
+    written = matrices * (4 * 8 if reduce else side * side * dtype.itemsize)
+    return Case(
+        op, dict(T=T, P=P, D=D), dtype,
+        draw=lambda device: (torch.randn(T, P, D, device=device).to(dtype),),
+        eager=partial(eager_stats, eager) if reduce else eager,
+        oracle=lambda patches: getattr(cosine, op)(patches.double(), reduce=reduce, backend="reference"),
+        bytes=T * P * D * dtype.itemsize + written, flops=matrices * side * (side + 1) * D,
+        options=dict(reduce=reduce),
+    )  # fmt: skip
+
+
+def best_match_case(dtype: torch.dtype, B: int, P: int, D: int) -> Case:
+    return Case(
+        "best_match", dict(B=B, P=P, D=D), dtype,
+        draw=lambda device: tuple(torch.randn(B, P, D, device=device).to(dtype) for _ in range(2)),
+        eager=eager_best_match, oracle=lambda a, b: cosine.best_match(a.double(), b.double(), backend="reference"),
+        bytes=2 * B * P * (D * dtype.itemsize + dtype.itemsize + 8), flops=2 * B * P * P * D,
+    )  # fmt: skip
+
+
+IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def eager_nv12(y: Tensor, uv: Tensor, *, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """BT.709 limited range to whole levels, as decoders give RGB, then antialiased bicubic and normalisation."""
+    luma = (y.float() - 16) * (255 / 219)
+    u, v = ((uv.permute(0, 3, 1, 2).float() - 128) * (255 / 224)).unbind(1)
+    u, v = (F.interpolate(c[:, None], scale_factor=2, mode="nearest")[:, 0] for c in (u, v))
+    rgb = torch.stack((luma + 1.5748 * v, luma - 0.187324 * u - 0.468124 * v, luma + 1.8556 * u), dim=1)
+    levels = F.interpolate(rgb.round().clamp(0, 255), size, mode="bicubic", antialias=True).clamp(0, 255)
+    mean, std = (torch.tensor(IMAGENET[key], device=y.device).view(3, 1, 1) for key in ("mean", "std"))
+    return ((levels / 255 - mean) / std).to(dtype)
+
+
+def nv12_case(dtype: torch.dtype, B: int, H: int, W: int, S: int) -> Case:
+    options = dict(
+        size=(S, S), crop=(0, 0, S, S), matrix="bt709", full_range=False, bit_depth=8, interpolation="bicubic",
+        rotation=0, mirrored=False, dtype=dtype, **IMAGENET,
+    )  # fmt: skip
+    taps = 4 * max(1, H / S) + 4 * max(1, W / S)  # separable filter, per output value and input row
+    return Case(
+        "nv12_to_pixels", dict(B=B, H=H, W=W, S=S), dtype,
+        draw=lambda device: (
+            torch.randint(16, 236, (B, H, W), dtype=torch.uint8, device=device),
+            torch.randint(16, 241, (B, H // 2, W // 2, 2), dtype=torch.uint8, device=device),
+        ),
+        eager=partial(eager_nv12, size=(S, S), dtype=dtype),
+        oracle=lambda y, uv: nv12.nv12_to_pixels(y, uv, **{**options, "dtype": torch.float64, "out": None}),
+        bytes=B * (H * W * 3 // 2 + 3 * S * S * dtype.itemsize), flops=int(B * 3 * S * S * 2 * taps),
+        options=options, note="max error in normalised units, 1 level = 0.017",
+    )  # fmt: skip
+
+
+def numpy_derivatives(embeddings: Tensor) -> tuple[Tensor, ...]:
+    """Per window: difference, norm, direction, change of direction, mean and variance of directions."""
+    x = embeddings.numpy()
+    (B, T, D), S = x.shape, len(WINDOWS)
+    magnitudes, changes = np.zeros((2, B, S, T), np.float32)
+    mean, variance = np.zeros((B, S, D), np.float32), np.zeros((B, S), np.float32)
+    for s, w in enumerate(WINDOWS):
+        d = x[:, w:] - x[:, :-w]
+        norm = np.linalg.norm(d, axis=-1)
+        u = d / np.maximum(norm, 1e-12)[..., None]
+        magnitudes[:, s, : T - w] = norm
+        changes[:, s, : T - w - 1] = np.linalg.norm(u[:, 1:] - u[:, :-1], axis=-1)
+        mean[:, s], variance[:, s] = u.mean(1), u.var(1, ddof=1).mean(-1)
+    return tuple(map(torch.from_numpy, (magnitudes, changes, mean, variance)))
+
+
+def derivatives_case(device: str, B: int, T: int, D: int) -> Case:
+    def reference(embeddings: Tensor) -> tuple[Tensor, ...]:
+        counts = torch.tensor([T - w for w in WINDOWS], device=embeddings.device).expand(B, -1)
+        return difference.derivatives(embeddings, WINDOWS, counts)
+
+    S = len(WINDOWS)
+    return Case(
+        "derivatives", dict(B=B, T=T, D=D, S=S), FP32,
+        draw=lambda device: (torch.randn(B, T, D, device=device).cumsum(1),),
+        eager=reference if device == "cuda" else numpy_derivatives,
+        oracle=lambda x: reference(x.double()),
+        bytes=4 * B * (T * D + S * (2 * T + D + 1)), flops=9 * B * T * D * S,
+        options=dict(windows=WINDOWS), baseline="torch eager" if device == "cuda" else "numpy",
+    )  # fmt: skip
+
+
+CASES = {
+    "cuda": [
+        similarity_case("position_similarity", FP16, T=100, P=1024, D=1152),
+        similarity_case("intra_frame_similarity", FP16, T=100, P=1024, D=1152),
+        similarity_case("frame_similarity", FP16, T=100, P=1024, D=1152),
+        similarity_case("intra_frame_similarity", FP16, T=100, P=1024, D=1152, reduce="stats"),
+        best_match_case(FP16, B=64, P=1369, D=768),
+        nv12_case(FP16, B=64, H=1080, W=1920, S=224),
+        derivatives_case("cuda", B=512, T=300, D=1024),
+    ],
+    "cpu": [
+        similarity_case("position_similarity", FP32, T=40, P=256, D=384),
+        similarity_case("intra_frame_similarity", FP32, T=10, P=1024, D=384),
+        similarity_case("frame_similarity", FP32, T=40, P=1024, D=384),
+        similarity_case("intra_frame_similarity", FP32, T=10, P=1024, D=384, reduce="stats"),
+        best_match_case(FP32, B=4, P=1024, D=384),
+        nv12_case(FP32, B=4, H=720, W=1280, S=224),
+        derivatives_case("cpu", B=64, T=300, D=384),
+    ],
+}

@@ -1,0 +1,149 @@
+"""From file to result: `vsim analyze` beside the straightforward script, and the engine beside its two roofs.
+
+Runs of the two programs alternate, so that both meet the same neighbours on a shared machine; a row's speed-up is the
+ratio of medians within the run. Weights are random: speed does not depend on them, and nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clips import find_clip
+
+ROOT = Path(__file__).resolve().parents[1]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SMALL, BASE = "vit_small_patch14_dinov2", "vit_base_patch14_dinov2"
+PROGRAMS = {  # device -> (model, image size, precisions of ours)
+    "cpu": [(SMALL, 448, ("float32", "bfloat16"))],
+    "cuda": [(BASE, 224, ("float16",)), (BASE, 518, ("float16",))],
+}[DEVICE]
+ENGINES = {"cpu": [(SMALL, 224)], "cuda": [(BASE, 224), (BASE, 518)]}[DEVICE]
+READERS = 8
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return find_clip(tmp_path_factory.mktemp("clip"))
+
+
+def run_program(command: list[str]) -> tuple[float, float, dict]:
+    """(wall seconds, peak resident MiB, the JSON object on the last line of stdout) of a process."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
+    out = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    process.stdout.close()
+    assert process.returncode == 0, f"{command} exited with {process.returncode}"
+    return seconds, usage.ru_maxrss / 1024, json.loads(out.splitlines()[-1])
+
+
+@pytest.mark.parametrize(("model", "size", "precisions"), PROGRAMS)
+def test_analyze_beside_the_straightforward_script(model, size, precisions, clip, tmp_path, recorder, quick):
+    frames, rounds = (8, 1) if quick else (40, 3 if DEVICE == "cpu" else 2)
+    options = ["--fps", "1", "--max-frames", str(frames), "--image-size", str(size), "--device", DEVICE]
+    baseline = "straightforward"
+    script = [sys.executable, str(ROOT / "bench" / "straightforward.py"), str(clip), "--model", model, "--random"]
+    ours = [sys.executable, "-c", "from vsim_fast.cli import main; main()", "analyze", str(clip), "--json"]
+    programs = {baseline: [*script, *options, "--out", str(tmp_path / baseline)]}
+    for precision in precisions:
+        out = ["--model", f"timm:{model}@random", "--precision", precision, "--output-dir", str(tmp_path / precision)]
+        programs[precision] = [*ours, *options, *out]
+
+    runs: dict[str, list[tuple[float, float, dict]]] = {name: [] for name in programs}
+    for _ in range(rounds):
+        for name, command in programs.items():
+            runs[name].append(run_program(command))
+
+    def positions(name: str) -> np.ndarray:
+        return np.load(tmp_path / name / "position_similarities.npz")["position_similarities"]
+
+    for name, results in runs.items():
+        _, peak, result = sorted(results, key=lambda one: one[0])[len(results) // 2]
+        stages, counted = result["timings"], result["frames"]
+        assert counted == runs[baseline][0][2]["frames"], f"{name} took {counted} frames"
+        seconds = [one[0] for one in results]
+        wall = float(np.median(seconds))
+        recorder.add(
+            seconds, op="analyze", provider=name if name == baseline else "vsim_fast",
+            dtype="float32" if name == baseline else name, shape=f"{clip.stem}-{model}-S{size}-T{counted}",
+            baseline=baseline, rate=counted / wall, unit="frames/s", peak_mib=peak, stages=stages,
+            max_error=float(np.abs(positions(name) - positions(baseline)).max()),
+            note=f"all but encoding: {1 - stages['encode'] / wall:.0%} of wall time; random weights; {DEVICE}",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "size"), ENGINES)
+def test_engine_beside_its_roofs(model, size, clip, recorder, quick):
+    """Frames of the clip to features: all on CUDA, one in four seconds on CPU.
+
+    Roofs: the same frames decoded and dropped; as many resident ones encoded.
+    """
+    from vsim_fast import Sampling, load_encoder, open_video
+    from vsim_fast.pipeline import encode_video
+
+    encoder = load_encoder(f"timm:{model}@random", device=DEVICE, image_size=size)
+    options = dict(device=encoder.device, batch_size=encoder.batch_size)
+    sampling = Sampling("stride", stride=1) if DEVICE == "cuda" else Sampling(fps=0.25)
+
+    def decode() -> int:
+        count = 0
+        with open_video(clip, sampling, **options) as reader:
+            for batch in reader:
+                count += len(batch)
+                batch.release()
+        return count
+
+    def decode_many() -> int:
+        with ThreadPoolExecutor(READERS) as pool:
+            return sum(pool.map(lambda _: decode(), range(READERS)))
+
+    def engine() -> int:
+        with open_video(clip, sampling, **options) as reader:
+            return sum(len(batch.index) for batch in encode_video(reader, encoder))
+
+    frames = decode()
+    resident = torch.randn(encoder.batch_size, 3, size, size, device=encoder.device).to(encoder.dtype)
+
+    def encode() -> int:
+        for start in range(0, frames, encoder.batch_size):
+            encoder.forward_in_batches(resident[: min(encoder.batch_size, frames - start)])
+        return frames
+
+    work: dict[str, Callable[[], int]] = {"decode roof": decode, "encoder roof": encode, "engine": engine}
+    if DEVICE == "cuda":
+        work[f"decode roof, {READERS} readers"] = decode_many
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    counts = {}
+    for round_ in range(2 if quick else 4):
+        for name, call in work.items():
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            counts[name] = call()
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
+            if round_:  # the first one warms up
+                seconds[name].append(time.perf_counter() - start)
+
+    rates = {name: counts[name] / float(np.median(times)) for name, times in seconds.items()}
+    slower = min(("decode roof", "encoder roof"), key=rates.get)
+    shape = f"{clip.stem}-{model}-S{size}-T{frames}"
+    for name, times in seconds.items():
+        recorder.add(
+            times, op="file to features", provider=name, dtype=str(encoder.dtype).removeprefix("torch."), shape=shape,
+            baseline=slower if name == "engine" else "", rate=rates[name], unit="frames/s",
+            of_ceiling=rates["engine"] / rates[slower] if name == "engine" else None,
+            note=f"batch {encoder.batch_size}; the slower roof is the {slower}; random weights",
+        )  # fmt: skip

@@ -1,0 +1,90 @@
+"""Each op: the straightforward chain in eager and compiled torch, then every backend of ours that runs here.
+
+An op is timed only after its own tests have passed; its error is measured on the timed inputs against the fp64 oracle.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import cache, partial
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+from cases import CASES, Case
+
+from vsim_fast.ops import _dispatch
+
+ROOT = Path(__file__).resolve().parents[1]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+COMPILED = "torch compiled"
+
+
+def folder(op: str) -> str:
+    return _dispatch.IMPLS[op]["reference"].partition(".")[0]
+
+
+@cache
+def red_tests(op: str) -> str | None:
+    """Output of the op's own tests if they fail (or there are none), else None."""
+    files = sorted((ROOT / "tests" / "ops").glob(f"test_{folder(op)}*.py"))
+    if not files:
+        return f"no tests/ops/test_{folder(op)}*.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *map(str, files)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    return run.stdout[-2000:] + run.stderr[-500:] if run.returncode else None
+
+
+def providers(case: Case) -> list[str]:
+    """The baseline comes first, so that later rows of the run can be compared with it."""
+    backends = [name for name in _dispatch.IMPLS[case.op] if _dispatch.why_not(name, DEVICE) is None]
+    compiled = [COMPILED] if case.baseline == "torch eager" else []
+    return [case.baseline, *compiled, *(f"vsim_fast:{name}" for name in backends)]
+
+
+def provide(case: Case, provider: str):
+    """The callable a provider stands for."""
+    if provider == case.baseline:
+        return case.eager
+    if provider == COMPILED:
+        return torch.compile(case.eager, dynamic=False)
+    public = getattr(import_module(f"vsim_fast.ops.{folder(case.op)}"), case.op)
+    return partial(public, backend=provider.removeprefix("vsim_fast:"), **case.options)
+
+
+def leaves(result: object) -> list[torch.Tensor]:
+    """Floating-point tensors of a tensor or tuple, in order; indices are compared through their scores."""
+    parts = [result] if isinstance(result, torch.Tensor) else result
+    return [part for part in parts if isinstance(part, torch.Tensor) and part.is_floating_point()]
+
+
+def max_error(case: Case, call, inputs: tuple) -> float:
+    truth, got = leaves(case.oracle(*inputs)), leaves(call(*inputs))
+    assert [t.shape for t in truth] == [g.shape for g in got]
+    return max((g.double() - t).abs().max().item() for g, t in zip(got, truth, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("case", "provider"),
+    [pytest.param(case, p, id=f"{case.op}-{case.shape_id}-{p}") for case in CASES[DEVICE] for p in providers(case)],
+)
+@torch.inference_mode()
+def test_op(case: Case, provider: str, benchmark, stopwatch, ceilings, recorder, quick):
+    if provider == COMPILED and quick:
+        pytest.skip("--quick: torch.compile takes up to a minute per case")
+    if output := red_tests(case.op):
+        pytest.fail(f"{case.op} is not timed while its own tests are red:\n{output}")
+    benchmark.group = f"{case.op} {case.shape_id}"
+    torch.manual_seed(0)
+    inputs = [case.draw(DEVICE) for _ in range(3 if DEVICE == "cuda" else 2)]
+    call = provide(case, provider)
+    error = max_error(case, call, inputs[0])
+    seconds, peak_mib = stopwatch(benchmark, call, inputs)
+    rate, unit, of_ceiling = ceilings.compare(case.bytes, case.flops, median(seconds))
+    recorder.add(
+        seconds, op=case.op, provider=provider, dtype=case.dtype_name, shape=case.shape_id, baseline=case.baseline,
+        rate=rate, unit=unit, of_ceiling=of_ceiling, max_error=error, peak_mib=peak_mib, note=case.note,
+    )  # fmt: skip
