@@ -133,7 +133,7 @@ def doctor(json_: Json = False) -> None:
     from vsim_fast.doctor import diagnose
 
     checks = diagnose()
-    broken = any(check.required and not check.ok for check in checks)
+    broken = any(check.required and check.ok is False for check in checks)
     if json_:
         print(json.dumps({"ok": not broken, "checks": [check.as_dict() for check in checks]}))
     else:
@@ -179,6 +179,29 @@ def models(
         for encoder in encoders:
             table.add_row(*(_escape(str(encoder[key])) for key in ("spec", "what", "needs")))
         _console().print(table)
+
+
+@app.command()
+def bench(
+    show: Annotated[bool, typer.Option("--show", help="Print the recorded rows instead of measuring.")] = False,
+    rows: Annotated[Path, typer.Option(help="File or folder of rows.")] = Path("bench/results"),
+    json_: Json = False,
+) -> None:
+    """Measured speed beside its peers: run the suite of a source checkout, or show its rows."""
+    if not show:
+        import subprocess
+
+        if not Path("bench/test_ops.py").exists():
+            raise UsageError("bench measures from a source checkout: run it in its root, or use --show --rows PATH")
+        raise typer.Exit(subprocess.run([sys.executable, "-m", "pytest", "bench", "--rows", str(rows)]).returncode)
+    from dataclasses import asdict
+
+    from vsim_fast.benchmark import latest, read_rows, table
+
+    if not rows.exists():
+        raise UsageError(f"--rows must be a file or folder of benchmark rows, got {str(rows)!r}")
+    recorded = latest(read_rows(rows))
+    print(json.dumps({"rows": [asdict(row) for row in recorded]}) if json_ else table(recorded))
 
 
 class _Bar:
