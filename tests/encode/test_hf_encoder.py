@@ -9,7 +9,7 @@ import pytest
 import torch
 from compare import assert_matches_reference
 
-from vsim_fast.encode import load_encoder
+from vsim_fast.encode import known_encoders, load_encoder
 from vsim_fast.encode.attention import CLS_ROW, POOLED_ROW, PROBE_ROW
 from vsim_fast.errors import EncoderError, UsageError
 
@@ -174,6 +174,19 @@ def test_preprocessing_comes_from_the_folder(tmp_path):
     assert (crop.fit, crop.crop_fraction) == ("crop", 84 / 96)
     with pytest.raises(UsageError, match="multiple of the patch size 14, got 60; nearest: 56 or 70"):
         load_encoder(f"hf:{tmp_path}", "cpu", "float32", 60)
+
+
+def test_offline_serves_from_the_hub_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repo, commit = tmp_path / "models--some--tower", "0" * 40
+    (repo / "snapshots" / commit).mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    save("dinov2", repo / "snapshots" / commit)
+    encoder = load_encoder("hf:some/tower", "cpu", "float32", offline=True)
+    assert encoder.id.startswith("hf:some/tower+") and not encoder.random_weights
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert [row["cached"] for row in known_encoders() if row["spec"].startswith("hf:")] == [["some/tower"]]
 
 
 def test_rejects_folders(tmp_path):

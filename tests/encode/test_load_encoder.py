@@ -94,6 +94,18 @@ def test_auto_precision_measures_bfloat16_before_taking_it(monkeypatch):
     assert torch.equal(refused.forward(pixels).patches, exact.forward(pixels).patches)
 
 
+@pytest.mark.needs_cuda
+@torch.inference_mode()
+def test_auto_precision_on_cuda_is_float16_and_near_the_cpu():
+    encoder, exact = load_encoder(TINY, "cuda", "auto", 64), load_encoder(TINY, "cpu", "float32", 64)
+    assert encoder.dtype == torch.float16 and encoder.cosine_error <= 8e-3
+    pixels = torch.randn(3, 3, 64, 64)
+    half, full = encoder.forward(pixels.to("cuda", encoder.dtype)), exact.forward(pixels)
+    assert torch.allclose(half.attention.cpu(), full.attention, atol=1e-3)
+    unit = [torch.nn.functional.normalize(t.patches.float().cpu(), dim=-1) for t in (half, full)]
+    assert (unit[0] @ unit[0].mT - unit[1] @ unit[1].mT).abs().max() < 8e-3
+
+
 def test_candidate_dtypes(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert candidate_dtypes("auto", cuda) == [torch.float16, torch.bfloat16, torch.float32]

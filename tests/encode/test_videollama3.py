@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from compare import assert_matches_reference
+from compare import COSINE_ATOL, assert_matches_reference
 from safetensors.torch import save_file
 from transformers.models.video_llama_3.modeling_video_llama_3 import (
     VideoLlama3VisionConfig,
@@ -145,6 +145,25 @@ def test_attention_is_called_once_per_layer_for_all_frames(tmp_path, monkeypatch
     )
     encoder.forward(torch.randn(5, 3, 56, 56))
     assert calls == [(5, 2, 16, 72)] * SIZES["num_hidden_layers"]
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+@torch.inference_mode()
+def test_head_dim_72_on_cuda(precision, tmp_path):
+    save("standalone", tmp_path)
+    exact, encoder = (
+        load_encoder(f"videollama3:{tmp_path}", *a, 224) for a in (("cpu", "float32"), ("cuda", precision))
+    )
+    pixels = torch.randn(3, 3, 224, 224)
+    tokens = encoder.forward(pixels.to("cuda", encoder.dtype))
+    unit = [
+        torch.nn.functional.normalize(t.float().cpu(), dim=-1) for t in (tokens.patches, exact.forward(pixels).patches)
+    ]
+    # shaken toy weights amplify rounding: three times the table
+    assert_matches_reference(
+        unit[0] @ unit[0].mT, unit[1] @ unit[1].mT, dtype=encoder.dtype, atol=3 * COSINE_ATOL[encoder.dtype]
+    )
 
 
 def test_hf_spec_reaches_the_same_encoder(tmp_path):
