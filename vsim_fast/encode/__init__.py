@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vsim_fast.encode.spec import FORMS, Spec
+from vsim_fast.encode.spec import KINDS, Spec
 from vsim_fast.errors import EncoderError, UsageError
 
 if TYPE_CHECKING:
@@ -15,20 +15,7 @@ if TYPE_CHECKING:
 
     from vsim_fast.encode.base import Encoder, Preprocess, Tokens
 
-__all__ = ["FORMS", "Encoder", "Preprocess", "Spec", "Tokens", "known_encoders", "load_encoder"]
-
-MODULES = {  # kind -> module with its loader, imported when asked for
-    "builtin": "vsim_fast.encode.builtin",
-    "timm": "vsim_fast.encode.timm_encoder",
-    "hf": "vsim_fast.encode.hf_encoder",
-    "videollama3": "vsim_fast.encode.videollama3",
-}
-WHAT = {  # kind -> (what it is, library module it needs)
-    "builtin": ("deterministic patch descriptor, no weights", "torch"),
-    "timm": ("timm ViT and EVA towers: DINOv2, DINOv3, SigLIP, CLIP, PE", "timm"),
-    "hf": ("transformers towers: dinov2, dinov3_vit, clip, siglip, siglip2, video_llama_3", "transformers"),
-    "videollama3": ("VideoLLaMA3 vision encoder, four checkpoint layouts", "transformers/models/video_llama_3"),
-}
+__all__ = ["Encoder", "Preprocess", "Spec", "Tokens", "known_encoders", "load_encoder"]
 
 
 def __getattr__(name: str) -> Any:
@@ -49,14 +36,15 @@ def load_encoder(
     """The encoder that `spec` names, ready to encode.
 
     Args:
-        spec: one of FORMS. Nothing is fetched unless it names a hub model that is not cached.
+        spec: one of the forms in `spec.KINDS`. The hub is asked only where it names a hub model.
         device: "auto" (CUDA where there is one, else the CPU), "cpu", "cuda", "cuda:N", "mps".
         precision: "auto" takes float16 (then bfloat16) on CUDA and bfloat16 on CPUs that have it natively, each only
             if a load-time check finds its patch cosines within 8e-3 of float32; a named one is taken as it is.
+            `builtin` has no check: "auto" is float16 on CUDA, else float32.
         image_size: pixels per side, a multiple of the patch size; None is the model's own.
         fit: "squash" (default) resizes the whole frame to the square; "crop" cuts the centre as the model's own
             evaluation does.
-        offline: never fetch; a hub model must be cached.
+        offline: never ask the hub; a hub model must be in its local cache.
     Raises:
         EncoderError: unknown spec, missing library or weights, keys that do not match.
         UsageError: `image_size`, `precision`, `device` or `fit` breaks its rule.
@@ -70,12 +58,16 @@ def load_encoder(
     target = resolve_device(device)
     dtypes = candidate_dtypes(precision, target)
     try:
-        module = import_module(MODULES[parsed.kind])
+        module = import_module(f"vsim_fast.encode.{KINDS[parsed.kind].module}")
+        if parsed.kind == "builtin":
+            if fit == "crop":
+                raise UsageError("fit: builtin covers the whole frame, it takes squash only")
+            return module.load_builtin(target, dtypes[0 if target.type == "cuda" else -1], image_size)
+        return module.load(parsed, image_size=image_size, fit=fit or "squash", offline=offline).settle(target, dtypes)
     except ImportError as error:
-        raise EncoderError(f"{spec}: cannot be loaded here ({error})") from None
-    if parsed.kind == "builtin":
-        return module.load_builtin(target, dtypes[0], image_size)
-    return module.load(parsed, image_size=image_size, fit=fit or "squash", offline=offline).settle(target, dtypes)
+        if (error.name or "").startswith("vsim_fast"):
+            raise
+        raise EncoderError(f"{spec}: a library it needs does not import ({error})") from None
 
 
 def known_encoders() -> list[dict[str, Any]]:
@@ -84,14 +76,14 @@ def known_encoders() -> list[dict[str, Any]]:
     `cached` lists the hub models that can be named without network.
     """
     rows = []
-    for kind, (what, needs) in WHAT.items():
+    for kind, (forms, _, what, needs) in KINDS.items():
         package, *inside = needs.split("/")
         found = find_spec(package)
         here = found is not None and Path(found.origin).parent.joinpath(*inside).exists()
         reason = None if here else f"{needs.replace('/', '.')} is not installed"
         hub = {"timm": lambda repo: repo.startswith("timm/"), "hf": lambda repo: not repo.startswith("timm/")}.get(kind)
         cached = [repo for repo in _cached_repos() if hub(repo)] if hub else []
-        row = {"spec": " | ".join(FORMS[kind]), "what": what, "needs": package, "available": here, "reason": reason}
+        row = {"spec": " | ".join(forms), "what": what, "needs": package, "available": here, "reason": reason}
         rows.append({**row, "cached": cached})
     return rows
 

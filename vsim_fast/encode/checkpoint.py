@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except Exception as error:  # each reader has its own types: zip, pickle, header, size
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise EncoderError(f"{path}: not a readable tensor checkpoint ({reason[:200]})") from None
@@ -140,7 +141,7 @@ def weights_digest(model: nn.Module, *facts: object) -> str:
 
 
 def hub_folder(repo: str, patterns: list[str], *, offline: bool) -> Path:
-    """Local snapshot folder of a hub repository, fetched unless it is cached or `offline`.
+    """Local snapshot folder of a hub repository: what is new is fetched; offline, or with no network, the cache serves.
 
     Raises:
         EncoderError: not cached and offline, not reachable, no such repository, or gated.

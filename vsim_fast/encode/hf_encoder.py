@@ -58,7 +58,8 @@ class HFEncoder(NetworkEncoder):
         self.family = family
         super().__init__(*args, **kwargs)
 
-    def tokens(self, network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        network = self.network
         match self.family:
             case "siglip2":  # takes packed rows of pixels and the grid of each frame; the grid is read on the host
                 rows = pixel_rows(pixels, self.patch_size).permute(0, 1, 3, 4, 2).flatten(2)  # [B, P, ph·pw·C]

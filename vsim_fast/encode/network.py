@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 from abc import abstractmethod
@@ -20,7 +19,7 @@ from vsim_fast.errors import DeviceError, UsageError
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COSINE_BOUND = 8e-3  # largest error of a patch cosine that `auto` accepts for a 16-bit dtype
-CPU_BATCH_SIZE = 4  # throughput is flat beyond it, memory is not
+CPU_BATCH_SIZE = 8  # throughput is flat beyond it (ViT-S at 448 px), memory is not
 CHECK_GRID = 8  # patches per side of the frame that the check encodes
 
 
@@ -112,7 +111,7 @@ class NetworkEncoder(Encoder):
         self._stem = f"{spec.portable_name}+{weights_digest(network, preprocess.as_dict())}"
 
     @abstractmethod
-    def tokens(self, network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """(patches [B, P, D], cls [B, D] or None) of pixels [B, 3, H, W] of any size in whole patches."""
 
     @abstractmethod
@@ -120,7 +119,7 @@ class NetworkEncoder(Encoder):
         """Hook `self.network` and set `attention_kind`; called once, when the network is settled."""
 
     def forward(self, pixels: Tensor) -> Tokens:
-        patches, cls = self.tokens(self.network, pixels)
+        patches, cls = self.tokens(pixels)
         return Tokens(patches, cls, self._tap.take()[:, -patches.shape[1] :])  # prefix tokens come first
 
     def settle(self, device: torch.device, dtypes: list[torch.dtype]) -> NetworkEncoder:
@@ -131,24 +130,26 @@ class NetworkEncoder(Encoder):
         """
         network = self.network.to(device)
         with torch.inference_mode():
-            exact = self._check_cosines(network, torch.float32) if len(dtypes) > 1 else None
-            for dtype in dtypes[:-1]:
-                candidate = cast(copy.deepcopy(network), dtype)
-                error = (self._check_cosines(candidate, dtype) - exact).abs().max().item()
-                if error <= COSINE_BOUND:  # False for NaN
-                    network, self.cosine_error = candidate, error
-                    break
-            else:
-                dtype = dtypes[-1]
-                cast(network, dtype)
-        self.network, self.device, self.dtype = network, device, dtype
+            exact = self._check_cosines(torch.float32) if len(dtypes) > 1 else None
+        for dtype in dtypes:
+            replaced = cast(network, dtype)
+            if dtype == dtypes[-1]:
+                break
+            with torch.inference_mode():
+                error = (self._check_cosines(dtype) - exact).abs().max().item()
+            if error <= COSINE_BOUND:  # False for NaN
+                self.cosine_error = error
+                break
+            for table, name, tensor in replaced:
+                table[name] = tensor
+        self.device, self.dtype = device, dtype
         self._tap = self.tap()
         self.id = f"{self._stem}.{self.preprocess.size[0]}px.{str(dtype).removeprefix('torch.')}"
         if device.type == "cpu":
             self.batch_size = CPU_BATCH_SIZE
         return self
 
-    def _check_cosines(self, network: nn.Module, dtype: torch.dtype) -> Tensor:
+    def _check_cosines(self, dtype: torch.dtype) -> Tensor:
         """float32 [P, P] patch cosines of a generated frame: blobs, an edge and noise."""
         side = CHECK_GRID * self.patch_size
         generator = torch.Generator().manual_seed(0)
@@ -157,7 +158,8 @@ class NetworkEncoder(Encoder):
             1, 3, side, side, generator=generator
         )
         frame[..., side // 3 :] -= 0.7
-        patches, _ = self.tokens(network, frame.clamp(-2, 2).to(next(network.parameters()).device, dtype))
+        device = next(self.network.parameters()).device
+        patches, _ = self.tokens(frame.clamp(-2, 2).to(device, dtype))
         unit = nn.functional.normalize(patches[0].float(), dim=-1)
         return unit @ unit.T
 
@@ -165,15 +167,18 @@ class NetworkEncoder(Encoder):
         return {**super().describe(), "cosine_error": self.cosine_error}
 
 
-def cast(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """`network` in `dtype`, in place, but for rotary tables, whose angles 8 bits of mantissa would spoil."""
-    rotary = [
-        (module, name, buffer.clone())
-        for module in network.modules()
-        if re.search("rotary|rope", type(module).__name__, re.IGNORECASE)
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    network.to(dtype)
-    for module, name, buffer in rotary:
-        module._buffers[name] = buffer
-    return network
+def cast(network: nn.Module, dtype: torch.dtype) -> list[tuple[dict, str, Tensor]]:
+    """Turn `network` to `dtype` in place, but for rotary tables, whose angles 8 bits of mantissa would spoil.
+
+    Returns what was replaced, as (table, name, tensor): `table[name] = tensor` undoes it.
+    """
+    replaced = []
+    for module in network.modules():
+        rotary = re.search("rotary|rope", type(module).__name__, re.IGNORECASE)
+        for table in (module._parameters, {} if rotary else module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None and tensor.is_floating_point() and tensor.dtype != dtype:
+                    replaced.append((table, name, tensor))
+                    low = tensor.to(dtype)
+                    table[name] = nn.Parameter(low, requires_grad=False) if isinstance(tensor, nn.Parameter) else low
+    return replaced

@@ -4,15 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from vsim_fast.errors import EncoderError
 
-FORMS = {  # kind -> accepted forms
-    "builtin": ("builtin",),
-    "timm": ("timm:NAME", "timm:NAME@CHECKPOINT", "timm:NAME@random"),
-    "hf": ("hf:HUB-ID", "hf:FOLDER", "hf:FOLDER@random"),
-    "videollama3": ("videollama3:FOLDER", "videollama3:FOLDER@random"),
-}
+
+class Kind(NamedTuple):
+    forms: tuple[str, ...]
+    module: str
+    """Holds the loader; imported when asked for."""
+    what: str
+    needs: str
+    """Package, or the place inside a package, without which the module does not import."""
+
+
+KINDS = {  # the one table of encoders
+    "builtin": Kind(("builtin",), "builtin", "deterministic patch descriptor, no weights", "torch"),
+    "timm": Kind(
+        ("timm:NAME", "timm:NAME@CHECKPOINT", "timm:NAME@random"), "timm_encoder",
+        "timm ViT and EVA towers: DINOv2, DINOv3, SigLIP, CLIP, PE", "timm",
+    ),
+    "hf": Kind(
+        ("hf:HUB-ID", "hf:FOLDER", "hf:FOLDER@random"), "hf_encoder",
+        "transformers towers: dinov2, dinov3_vit, clip, siglip, siglip2, video_llama_3", "transformers",
+    ),
+    "videollama3": Kind(
+        ("videollama3:FOLDER", "videollama3:FOLDER@random"), "videollama3",
+        "VideoLLaMA3 vision encoder, four checkpoint layouts", "transformers/models/video_llama_3",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,12 +50,13 @@ class Spec:
         """Raises EncoderError, naming the accepted forms, for anything else."""
         kind, colon, rest = text.partition(":")
         # model names hold no "@", folders may: for those only the suffix counts
-        name, at, source = rest.partition("@") if kind == "timm" else (rest.removesuffix("@random"), "", "random")
-        if not at and kind != "timm":
-            at = "@" if rest.endswith("@random") else ""
+        if kind == "timm" or not rest.endswith("@random"):
+            name, at, source = rest.partition("@") if kind == "timm" else (rest, "", "")
+        else:
+            name, at, source = rest.removesuffix("@random"), "@", "random"
         spec = cls(kind, name, source if at else None)
-        if kind not in FORMS or (kind == "builtin") != (not colon) or (colon and not name) or (at and not source):
-            forms = ", ".join(form for forms in FORMS.values() for form in forms)
+        if kind not in KINDS or (kind == "builtin") != (not colon) or (colon and not name) or (at and not source):
+            forms = ", ".join(form for known in KINDS.values() for form in known.forms)
             raise EncoderError(f"encoder {text!r} is none of: {forms}")
         return spec
 

@@ -32,7 +32,8 @@ class TimmEncoder(NetworkEncoder):
     the mean patch query of the last block.
     """
 
-    def tokens(self, network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+    def tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        network = self.network
         out = network.forward_features(pixels)  # [B, prefix + P, D]
         patches = out[:, network.num_prefix_tokens :]
         if network.cls_token is not None:

@@ -37,10 +37,10 @@ class VideoLlama3Encoder(NetworkEncoder):
 
     attention_kind = POOLED_ROW
 
-    def tokens(self, network: nn.Module, pixels: Tensor) -> tuple[Tensor, None]:
+    def tokens(self, pixels: Tensor) -> tuple[Tensor, None]:
         rows = pixel_rows(pixels, self.patch_size).flatten(0, 1).flatten(1)  # [B·P, 3·14·14], channel outermost
         grid = [[len(pixels), *(side // self.patch_size for side in pixels.shape[2:])]]
-        out = network(
+        out = self.network(
             pixel_values=rows,
             grid_thw=torch.tensor(grid, device=pixels.device),
             merge_sizes=torch.ones(1, dtype=torch.long, device=pixels.device),

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from compare import assert_matches_reference
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import _get_current_function_mode
+
+from vsim_fast.encode.attention import AttentionTap, attention_row
+
+
+def full_map(q, k, scale):
+    """[B, heads, M, N] in fp64, the definition."""
+    k = k.double().repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    return (q.double() @ k.transpose(-2, -1) * scale).softmax(-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_attention_row_is_row_0_of_the_full_map(kv_heads, dtype):
+    q, k = torch.randn(3, 4, 17, 24).to(dtype), torch.randn(3, kv_heads, 17, 24).to(dtype)
+    row = attention_row(q, k)
+    assert row.dtype == torch.float32
+    assert_matches_reference(row, full_map(q, k, 24**-0.5)[:, :, 0].mean(1), dtype=dtype)
+
+
+def test_attention_row_of_the_mean_query_with_a_given_scale():
+    q, k = torch.randn(2, 3, 9, 8), torch.randn(2, 3, 9, 8)
+    expected = full_map(q.mean(2, keepdim=True), k, 0.7)[:, :, 0].mean(1)
+    assert_matches_reference(attention_row(q, k, query="mean", scale=0.7), expected, dtype=torch.float32)
+
+
+class Layer(nn.Module):
+    def forward(self, x):
+        if x.shape[2] == 1:
+            raise torch.OutOfMemoryError("made up")
+        return F.scaled_dot_product_attention(query=x, key=2 * x, value=x)
+
+
+def test_tap_changes_nothing_and_forgets_the_row_it_gave():
+    layer, x = Layer(), torch.randn(2, 3, 5, 8)
+    plain = layer(x)
+    tap = AttentionTap(layer)
+    assert torch.equal(layer(x), plain)
+    assert_matches_reference(tap.take(), full_map(x, 2 * x, 8**-0.5)[:, :, 0].mean(1), dtype=torch.float32)
+    with pytest.raises(AssertionError, match="made no scaled_dot_product_attention call"):
+        tap.take()
+
+
+def test_tap_survives_running_out_of_memory_inside_the_layer():
+    layer = Layer()
+    tap = AttentionTap(layer)
+    with pytest.raises(torch.OutOfMemoryError):
+        layer(torch.randn(1, 1, 1, 8))
+    assert _get_current_function_mode() is None, "the tap left its mode behind"
+    layer(torch.randn(1, 1, 5, 8))
+    assert tap.take().shape == (1, 5)
