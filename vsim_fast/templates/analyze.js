@@ -25,7 +25,7 @@
     pictured.forEach((index, k) => { if (Math.abs(index - frame) < Math.abs(pictured[best] - frame)) best = k; });
     return buttons.length ? { src: buttons[best].querySelector("img").src, frame: pictured[best] } : null;
   };
-  const aspect = buttons.length ? buttons[0].querySelector("img") : null;
+  const aspect = buttons.length ? buttons[0].querySelector("img") : null;  // all frames have the shape of the first
 
   /** Paint values (Float32Array, row by row) into a canvas of that many pixels. */
   function paint(canvas, values, width, height, low, high) {
@@ -73,8 +73,7 @@
 
   /** A picture with a patch map over it. */
   function mapFrame(box, frame) {
-    if (aspect) box.style.aspectRatio = `${aspect.naturalWidth || 16} / ${aspect.naturalHeight || 9}`;
-    else box.style.aspectRatio = `${COLUMNS} / ${ROWS}`;
+    box.style.setProperty("--ratio", aspect && aspect.naturalHeight ? aspect.naturalWidth / aspect.naturalHeight : COLUMNS / ROWS);
     const image = element("img", "", box);
     image.alt = "";
     const show = (index) => {
@@ -150,22 +149,22 @@
     for (const [name, value] of [["viewBox", `0 0 ${width} ${height}`], ["role", "img"], ["aria-label", title]]) svg.setAttribute(name, value);
     if (!(high > low)) high = low + 1e-3;
     const first = times[0], span = times[n - 1] - first || 1;
-    const x = (t) => n === 1 ? (inner.left + inner.right) / 2 : inner.left + ((t - first) / span) * (inner.right - inner.left);
+    const x = (t) => inner.left + ((t - first) / span) * (inner.right - inner.left);
     const y = (v) => inner.bottom - ((v - low) / (high - low)) * (inner.bottom - inner.top);
     add("text", { x: 0, y: 10 }, title);
-    const [levels, decimals] = ticks(low, high, 5);
+    const [levels, decimals] = ticks(low, high, 6);
     for (const v of levels) {
       add("line", { class: "grid", x1: inner.left, x2: inner.right, y1: y(v), y2: y(v) });
       add("text", { x: inner.left - 8, y: y(v) + 4, "text-anchor": "end" }, v.toFixed(decimals));
     }
-    const [moments, places] = n === 1 ? [[first], 2] : ticks(first, first + span, Math.min(8, width / 70));
+    const [moments, places] = ticks(first, first + span, Math.min(8, width / 70));
     for (const t of moments) {
       add("line", { class: "grid", x1: x(t), x2: x(t), y1: inner.bottom, y2: inner.bottom + 4 });
       add("text", { x: x(t), y: inner.bottom + 17, "text-anchor": "middle" }, t.toFixed(places));
     }
     add("text", { x: inner.right, y: height - 3, "text-anchor": "end" }, "Time (s)");
     const points = series.map((v, k) => [x(times[k]), y(v)]);
-    if (n > 1) add("polyline", { class: "curve", points: points.map((point) => point.map((c) => c.toFixed(1)).join()).join(" ") });
+    add("polyline", { class: "curve", points: points.map((point) => point.map((c) => c.toFixed(1)).join()).join(" ") });
     const dot = (k, style) => add("circle", { class: style, cx: points[k][0], cy: points[k][1], r: style === "dot" ? 2.5 : 4.5 });
     if (n <= 100) points.forEach((_, k) => dot(k, "dot"));
     if (current !== null) dot(current, "dot current");
@@ -383,6 +382,7 @@
     $("overlay").addEventListener("input", overlay);
 
     function chart([low, high]) {
+      if (S === 1) return;
       const series = frames.map((_, k) => part(k)[p]);
       lineChart($("chart"), {
         times: frames.map((frame) => data.pts[frame]), series, low: Math.min(low, ...series), high, current: s,
@@ -394,7 +394,7 @@
 
     select(s, p);
     overlay();
-    new ResizeObserver(() => chart(limits())).observe($("chart"));
+    if (S > 1) new ResizeObserver(() => chart(limits())).observe($("chart"));
     return {
       selectFrame: (frame) => {
         let best = 0;
