@@ -319,7 +319,7 @@ class _Explorer(NamedTuple):
     the projection drops has length ρ = sqrt(1 - |scale · code|²). The cosine of two dropped parts is estimated by
     kappa, a table over c, the cosine of the kept parts: near 0 for unrelated patches, near 1 for the same thing twice.
         cosine(a, b) = aᵀb + ρa ρb kappa[bin],   bin = floor(KAPPA_BINS · sqrt((1 - c) / 2)), finest where c is near 1
-    Without it the cosines of nearly equal patches come out low by ρ² (0.05 to 0.15 at rank 64).
+    Without the table the cosines of nearly equal patches come out low by ρ².
     """
 
     frames: np.ndarray
@@ -327,7 +327,7 @@ class _Explorer(NamedTuple):
     codes: np.ndarray
     """int8 [S, P, rank]."""
     scales: np.ndarray
-    """float32 [S, P]; 0 marks a zero patch, similar to nothing."""
+    """float32 [S, P], one per vector; 0 marks a zero patch, similar to nothing."""
     kappa: np.ndarray
     """float32 [KAPPA_BINS]."""
     mean_error: float
@@ -343,7 +343,7 @@ class _Explorer(NamedTuple):
 
 
 def _compress(patches: Tensor, positions: int) -> _Explorer:
-    """Compress patches [S, P, D]. The errors are measured on pairs not used to build the table."""
+    """Compress patches [S, P, D]. Table and errors come from two samples of query patches, each against all patches."""
     kept = max(1, EXPLORER_BYTES // (positions * min(RANK_MIN, patches.shape[2])))
     frames = np.linspace(0, len(patches) - 1, min(len(patches), kept)).astype(np.int64)
     if not len(patches):
@@ -399,8 +399,9 @@ def _compress(patches: Tensor, positions: int) -> _Explorer:
 def _principal_subspace(rows: Tensor, rank: int, generator: torch.Generator) -> Tensor:
     """[D, rank], an orthonormal basis of the strongest uncentred principal directions of rows [n, D].
 
-    Subspace iteration with Cholesky orthonormalisation: ten times faster than a full eigendecomposition at D = 384. The
-    basis is rotated at random inside the subspace, which inner products do not see and 8-bit codes like.
+    Subspace iteration with Cholesky orthonormalisation, nearly all of it matrix products: a full eigendecomposition is
+    as fast on idle cores, but its threads wait for each other and take seconds on busy ones. The basis is rotated at
+    random inside the subspace, which inner products do not see.
     """
     dim = rows.shape[1]
     if rank == dim:
