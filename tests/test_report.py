@@ -111,7 +111,7 @@ def exact_cosines(patches: torch.Tensor) -> np.ndarray:
     return (unit @ unit.T).numpy()
 
 
-@pytest.mark.parametrize("size", [1, 7, 1024, 1369, 2500])
+@pytest.mark.parametrize("size", [1, 7, 1369, 2500])
 def test_heatmap_matches_matplotlib(tmp_path, size):
     """Inside the cells, against imshow with the same colour table."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
