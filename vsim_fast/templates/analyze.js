@@ -25,7 +25,7 @@
     pictured.forEach((index, k) => { if (Math.abs(index - frame) < Math.abs(pictured[best] - frame)) best = k; });
     return buttons.length ? { src: buttons[best].querySelector("img").src, frame: pictured[best] } : null;
   };
-  const aspect = buttons.length ? buttons[0].querySelector("img") : null;
+  const aspect = buttons.length ? buttons[0].querySelector("img") : null;  // all frames have the shape of the first
 
   /** Paint values (Float32Array, row by row) into a canvas of that many pixels. */
   function paint(canvas, values, width, height, low, high) {
@@ -73,17 +73,14 @@
 
   /** A picture with a patch map over it. */
   function mapFrame(box, frame) {
-    const picture = frame === null ? null : pictureOf(frame);
-    if (aspect) box.style.aspectRatio = `${aspect.naturalWidth || 16} / ${aspect.naturalHeight || 9}`;
-    else box.style.aspectRatio = `${COLUMNS} / ${ROWS}`;
+    box.style.setProperty("--ratio", aspect && aspect.naturalHeight ? aspect.naturalWidth / aspect.naturalHeight : COLUMNS / ROWS);
     const image = element("img", "", box);
     image.alt = "";
     const show = (index) => {
-      const own = index === null ? null : pictureOf(index);
-      image.hidden = !own || own.frame !== index;
-      if (own) image.src = own.src;
+      const picture = pictureOf(index);
+      image.hidden = !picture || picture.frame !== index;
+      if (!image.hidden) image.src = picture.src;
     };
-    image.hidden = !picture;
     show(frame);
     const canvas = element("canvas", "", box);
     const place = (cell, p) => {
@@ -125,6 +122,70 @@
     const strip = $("strip");
     const item = target.parentElement;
     strip.scrollLeft = item.offsetLeft - strip.offsetLeft - (strip.clientWidth - item.clientWidth) / 2;
+  }
+
+  /** Round tick values from `from` to `to`, and the decimals they need. */
+  function ticks(from, to, most) {
+    const raw = (to - from) / most, power = 10 ** Math.floor(Math.log10(raw));
+    const step = [1, 2, 5, 10].map((m) => m * power).find((candidate) => candidate >= raw - 1e-9);
+    const found = [];
+    for (let k = Math.ceil(from / step - 1e-6); k * step <= to + step * 1e-6; k++) found.push(k * step);
+    return [found, Math.max(0, -Math.floor(Math.log10(step) + 1e-9))];
+  }
+
+  /** A series over time as SVG. `over(k)` while the pointer is nearest to point k, `over(null)` when it leaves. */
+  function lineChart(box, { times, series, low, high, current, title, over, chosen }) {
+    const n = times.length;
+    const width = Math.max(240, box.clientWidth), height = box.clientHeight || 190;
+    const inner = { left: 44, right: width - 8, top: 24, bottom: height - 36 };
+    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    const add = (tag, attributes, text) => {
+      const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+      for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+      if (text !== undefined) node.textContent = text;
+      svg.append(node);
+      return node;
+    };
+    for (const [name, value] of [["viewBox", `0 0 ${width} ${height}`], ["role", "img"], ["aria-label", title]]) svg.setAttribute(name, value);
+    if (!(high > low)) high = low + 1e-3;
+    const first = times[0], span = times[n - 1] - first || 1;
+    const x = (t) => inner.left + ((t - first) / span) * (inner.right - inner.left);
+    const y = (v) => inner.bottom - ((v - low) / (high - low)) * (inner.bottom - inner.top);
+    add("text", { x: 0, y: 10 }, title);
+    const [levels, decimals] = ticks(low, high, 6);
+    for (const v of levels) {
+      add("line", { class: "grid", x1: inner.left, x2: inner.right, y1: y(v), y2: y(v) });
+      add("text", { x: inner.left - 8, y: y(v) + 4, "text-anchor": "end" }, v.toFixed(decimals));
+    }
+    const [moments, places] = ticks(first, first + span, Math.min(8, width / 70));
+    for (const t of moments) {
+      add("line", { class: "grid", x1: x(t), x2: x(t), y1: inner.bottom, y2: inner.bottom + 4 });
+      add("text", { x: x(t), y: inner.bottom + 17, "text-anchor": "middle" }, t.toFixed(places));
+    }
+    add("text", { x: inner.right, y: height - 3, "text-anchor": "end" }, "Time (s)");
+    const points = series.map((v, k) => [x(times[k]), y(v)]);
+    add("polyline", { class: "curve", points: points.map((point) => point.map((c) => c.toFixed(1)).join()).join(" ") });
+    const dot = (k, style) => add("circle", { class: style, cx: points[k][0], cy: points[k][1], r: style === "dot" ? 2.5 : 4.5 });
+    if (n <= 100) points.forEach((_, k) => dot(k, "dot"));
+    if (current !== null) dot(current, "dot current");
+    const pointer = dot(0, "dot pointer");
+    pointer.setAttribute("visibility", "hidden");
+    const nearest = (event) => {
+      const at = ((event.clientX - svg.getBoundingClientRect().left) / svg.getBoundingClientRect().width) * width;
+      let best = 0;
+      points.forEach((point, k) => { if (Math.abs(point[0] - at) < Math.abs(points[best][0] - at)) best = k; });
+      return best;
+    };
+    svg.addEventListener("pointermove", (event) => {
+      const k = nearest(event);
+      pointer.setAttribute("cx", points[k][0]);
+      pointer.setAttribute("cy", points[k][1]);
+      pointer.setAttribute("visibility", "visible");
+      over(k);
+    });
+    svg.addEventListener("pointerleave", () => { pointer.setAttribute("visibility", "hidden"); over(null); });
+    svg.addEventListener("click", (event) => chosen(nearest(event)));
+    box.replaceChildren(svg);
   }
 
   // ---- frame similarity
@@ -194,8 +255,19 @@
       event.preventDefault();
     });
     const limits = colourScale($("similarity-scale"), () => extent(values), () => draw());
-    const draw = () => paint(canvas, values, n, n, ...limits());
+    const steps = Array.from({ length: n - 1 }, (_, k) => values[k * n + k + 1]);
+    const draw = () => {
+      const [low, high] = limits();
+      paint(canvas, values, n, n, low, high);
+      lineChart($("steps"), {
+        times: frames.slice(1).map((frame) => data.pts[frame]), series: steps, low: Math.min(low, ...steps), high, current: null,
+        title: "Similarity of each frame to the one before",
+        over: (k) => show(...(k === null ? kept : [k, k + 1])),
+        chosen: (k) => { show(k, k + 1); keep(); },
+      });
+    };
     draw();
+    new ResizeObserver(draw).observe($("steps"));
     show(...kept);
   }
 
@@ -214,7 +286,6 @@
       lengths[n] = Math.sqrt(square);
       dropped[n] = scales[n] > 0 ? Math.sqrt(Math.max(0, 1 - square)) : 0;
     }
-    const bins = kappa.length / 2;
     return (query) => {
       const out = new Float32Array(count);
       if (!(scales[query] > 0)) return out;  // a zero patch is similar to nothing
@@ -224,7 +295,7 @@
         for (let d = 0; d < rank; d++, k++) inner += vector[d] * codes[k];
         inner *= scales[n];
         const cosine = inner / Math.max(1e-12, lengths[query] * lengths[n]);
-        const bin = clamp(Math.floor((cosine + 1) * bins), 0, kappa.length - 1);
+        const bin = Math.min(kappa.length - 1, Math.floor(kappa.length * Math.sqrt(Math.max(0, 1 - cosine) / 2)));
         out[n] = clamp(inner + dropped[query] * dropped[n] * kappa[bin], -1, 1);
       }
       out[query] = 1;
@@ -232,7 +303,8 @@
     };
   }
 
-  function patchExplorer() {
+  /** `selected(p)` is told the patch position on every change. */
+  function patchExplorer(selected) {
     if (!$("query")) return null;
     const frames = data.explorer.frames;
     const S = frames.length;
@@ -249,17 +321,18 @@
       element("span", "", caption, at(frame));
       return { tile, map, value: element("span", "", caption), k };
     });
+    const read = (k, q) => { $("hover-text").textContent = `${describe(k, q)}: cosine ${part(k)[q].toFixed(3)}`; };
     const hover = (k, q, map) => {
       for (const { map: other } of tiles) if (other !== map) other.hover(null);
       if (map !== query) query.hover(null);
       map.hover(q);
-      $("hover-text").textContent = `${describe(k, q)}: cosine ${part(k)[q].toFixed(3)}`;
+      read(k, q);
     };
     const restore = () => {
       query.hover(null);
       for (const { map } of tiles) map.hover(null);
-      const others = values.length > P ? ` Same position over the frames shown: ${extent(frames.map((_, k) => part(k)[p])).map((v) => v.toFixed(3)).join(" to ")}.` : "";
-      $("hover-text").textContent = `Move over a frame to read its cosines.${others}`;
+      const [low, high] = extent(frames.map((_, k) => part(k)[p]));
+      $("hover-text").textContent = S > 1 ? `Same position over time: ${low.toFixed(3)} to ${high.toFixed(3)}` : "";
     };
     const limits = colourScale($("explorer-scale"), () => extent(values), () => draw());
     const draw = () => {
@@ -282,6 +355,7 @@
       $("query-text").textContent = describe(s, p);
       draw();
       restore();
+      selected(p);
     };
     const bind = (map, frameOf) => {
       map.box.addEventListener("pointermove", (event) => hover(frameOf(), map.patchAt(event), map));
@@ -307,60 +381,20 @@
     };
     $("overlay").addEventListener("input", overlay);
 
-    /** Similarity of the selected position over time, as SVG. */
     function chart([low, high]) {
-      const box = $("chart");
-      const width = Math.max(240, box.clientWidth), height = box.clientHeight || 190;
-      const inner = { left: 44, right: width - 8, top: 22, bottom: height - 38 };
-      const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-      svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-      svg.setAttribute("role", "img");
-      svg.setAttribute("aria-label", "Similarity of the selected position over time");
-      const add = (tag, attributes, text) => {
-        const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-        for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-        if (text !== undefined) node.textContent = text;
-        svg.append(node);
-        return node;
-      };
-      const times = frames.map((frame) => data.pts[frame]);
+      if (S === 1) return;
       const series = frames.map((_, k) => part(k)[p]);
-      low = Math.min(low, ...series);
-      const first = times[0], span = times[S - 1] - first || 1;
-      const x = (t) => S === 1 ? (inner.left + inner.right) / 2 : inner.left + ((t - first) / span) * (inner.right - inner.left);
-      const y = (v) => inner.bottom - ((v - low) / (high - low || 1)) * (inner.bottom - inner.top);
-      add("text", { x: 0, y: 10 }, "Cosine at this position");
-      const ticks = (from, to, most) => {
-        const raw = (to - from) / most, power = 10 ** Math.floor(Math.log10(raw));
-        const step = [1, 2, 5, 10].map((m) => m * power).find((candidate) => candidate >= raw - 1e-9);
-        const found = [];
-        for (let k = Math.ceil(from / step - 1e-6); k * step <= to + step * 1e-6; k++) found.push(k * step);
-        return [found, Math.max(0, -Math.floor(Math.log10(step) + 1e-9))];
-      };
-      const [values_, decimals] = ticks(low, high > low ? high : low + 1, 5);
-      for (const v of values_) {
-        add("line", { class: "grid", x1: inner.left, x2: inner.right, y1: y(v), y2: y(v) });
-        add("text", { x: inner.left - 8, y: y(v) + 4, "text-anchor": "end" }, v.toFixed(decimals));
-      }
-      const [moments, places] = S === 1 ? [[first], 2] : ticks(first, first + span, 8);
-      for (const t of moments) {
-        add("line", { class: "grid", x1: x(t), x2: x(t), y1: inner.bottom, y2: inner.bottom + 4 });
-        add("text", { x: x(t), y: inner.bottom + 17, "text-anchor": "middle" }, t.toFixed(places));
-      }
-      add("text", { x: inner.right, y: height - 4, "text-anchor": "end" }, "Time (s)");
-      if (S > 1) add("polyline", { class: "curve", points: series.map((v, k) => `${x(times[k]).toFixed(1)},${y(v).toFixed(1)}`).join(" ") });
-      series.forEach((v, k) => {
-        const dot = add("circle", { class: k === s ? "dot current" : "dot", cx: x(times[k]), cy: y(v), r: k === s ? 4.5 : 3 });
-        dot.addEventListener("pointerenter", () => { $("hover-text").textContent = `${describe(k, p)}: cosine ${v.toFixed(3)}`; });
-        dot.addEventListener("pointerleave", restore);
-        dot.addEventListener("click", () => select(k, p));
+      lineChart($("chart"), {
+        times: frames.map((frame) => data.pts[frame]), series, low: Math.min(low, ...series), high, current: s,
+        title: "Cosine with the selected patch at the same position",
+        over: (k) => (k === null ? restore() : read(k, p)),
+        chosen: (k) => select(k, p),
       });
-      box.replaceChildren(svg);
     }
 
     select(s, p);
     overlay();
-    new ResizeObserver(() => chart(limits())).observe($("chart"));
+    if (S > 1) new ResizeObserver(() => chart(limits())).observe($("chart"));
     return {
       selectFrame: (frame) => {
         let best = 0;
@@ -373,11 +407,11 @@
 
   // ---- stability of positions
 
-  function positionMap(explorer) {
-    if (!$("position")) return;
+  /** `chosen(p)` is told the position that was clicked. */
+  function positionMap(chosen) {
+    if (!$("position")) return null;
     const values = new Float32Array(bytes(data.position).buffer);
-    const frame = pictured.length ? pictured[Math.floor(pictured.length / 2)] : null;
-    const map = mapFrame($("position"), frame);
+    const map = mapFrame($("position"), pictured[Math.floor(pictured.length / 2)]);
     const limits = colourScale($("position-scale"), () => extent(values), () => draw());
     const draw = () => map.draw(values, ...limits());
     const rest = () => {
@@ -392,19 +426,17 @@
       $("position-text").textContent = `Patch ${p} (${patchName(p)}): ${values[p].toFixed(4)}`;
     });
     map.box.addEventListener("pointerleave", rest);
-    map.box.addEventListener("click", (event) => {
-      map.select(map.patchAt(event));
-      if (explorer) explorer.selectPosition(map.patchAt(event));
-    });
+    map.box.addEventListener("click", (event) => chosen(map.patchAt(event)));
     draw();
     rest();
+    return map;
   }
 
   async function start() {
     if (aspect && aspect.decode) await aspect.decode().catch(() => {});  // its size sets the shape of every map
     frameSimilarity();
-    const explorer = patchExplorer();
-    positionMap(explorer);
+    const position = positionMap((p) => explorer && explorer.selectPosition(p));
+    const explorer = patchExplorer((p) => position && position.select(p));
     for (const button of buttons) {
       button.addEventListener("click", () => {
         markInStrip([Number(button.dataset.index)]);
