@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -143,6 +143,7 @@ def analyze(
         collect = _Collector(out, info, encoder, planned, reduce, topk, dtype, compress, timings)
         with (
             collect,
+            _Pictures(out, encoder, planned, timings) as pictures,
             open_video(
                 video,
                 sampling,
@@ -160,10 +161,9 @@ def analyze(
                 raise CorruptVideo(info.path, f"none of the {planned} planned frames decodes")
             decoded = reader.report
             frame_similarity = collect.frame_similarity()
-            with ThreadPoolExecutor(1, thread_name_prefix="vsim-pictures") as background:
-                pictures = background.submit(_draw, out, collect, frame_similarity, visualize_positions, timings)
-                over_time = collect.positions(progress)
-                pictures.result()
+            drawn = pictures.start(collect.stack, collect.pts_seconds, frame_similarity, visualize_positions)
+            over_time = collect.positions(progress)
+            drawn.result()
         frames = len(collect.stack)
         overall = {
             "Position-wise Similarities": collect.position_stats.overall(patches, frames, frames),
@@ -357,24 +357,49 @@ class _Collector:
         return thumbnail(levels, width=THUMBNAIL_WIDTH)
 
 
-def _draw(
-    out: OutputFolder, collect: _Collector, frame_similarity: torch.Tensor, positions: int, timings: Timings
-) -> None:
-    """The heat maps: frames, some positions over time, some frames within themselves."""
-    with timings.stage("pictures"):
-        writer, patches, columns = HeatmapWriter(), collect.stack.patches, collect.encoder.grid[1]
-        over_time = dict(xlabel="Frame Index", ylabel="Frame Index")
-        writer.write(out.file("frame_similarity.png"), frame_similarity, title="Frame Similarity", **over_time)
-        picked = _spread(patches.shape[1], positions)
-        for p, matrix in zip(picked, position_similarity(patches[:, picked]).float().cpu(), strict=True):
-            row, column = divmod(p, columns)
-            name = f"position_{p:04d}_r{row}_c{column}.png"
-            writer.write(out.file(name), matrix, title=f"Position {p} (row {row}, col {column})", **over_time)
-        for t in _spread(len(patches), INTRA_PICTURES):
-            matrix = intra_frame_similarity(patches[t : t + 1])[0]
-            title = f"Intra-Frame Similarity, frame {t} ({collect.pts_seconds[t]:.2f} s)"
-            name = f"intra_frame_{t:04d}.png"
-            writer.write(out.file(name), matrix, title=title, xlabel="Patch Index", ylabel="Patch Index")
+class _Pictures:
+    """Draws the heat maps in a thread of its own; what can be drawn before the frames are known is drawn at once."""
+
+    OVER_TIME: ClassVar = {"xlabel": "Frame Index", "ylabel": "Frame Index"}
+    WITHIN: ClassVar = {"xlabel": "Patch Index", "ylabel": "Patch Index"}
+
+    def __init__(self, out: OutputFolder, encoder: Encoder, planned: int, timings: Timings):
+        self.out, self.timings = out, timings
+        self.columns, self.suffix = encoder.grid[1], " (random weights)" if encoder.random_weights else ""
+        self._heatmaps = HeatmapWriter()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vsim-pictures")
+        self._thread.submit(self._heatmaps.prepare, planned, **self.OVER_TIME)
+        self._thread.submit(self._heatmaps.prepare, encoder.grid[0] * self.columns, **self.WITHIN)
+
+    def start(
+        self, stack: PatchStack, pts_seconds: list[float], frame_similarity: torch.Tensor, positions: int
+    ) -> Future:
+        return self._thread.submit(self._draw, stack.patches, pts_seconds, frame_similarity, positions)
+
+    def _draw(
+        self, patches: torch.Tensor, pts_seconds: list[float], frame_similarity: torch.Tensor, positions: int
+    ) -> None:
+        """The heat maps: frames, some positions over time, some frames within themselves."""
+        with self.timings.stage("pictures"):
+            self._write("frame_similarity.png", frame_similarity, "Frame Similarity", self.OVER_TIME)
+            picked = _spread(patches.shape[1], positions)
+            for p, matrix in zip(picked, position_similarity(patches[:, picked]).float().cpu(), strict=True):
+                row, column = divmod(p, self.columns)
+                title = f"Position {p} (row {row}, col {column})"
+                self._write(f"position_{p:04d}_r{row}_c{column}.png", matrix, title, self.OVER_TIME)
+            for t in _spread(len(patches), INTRA_PICTURES):
+                matrix = intra_frame_similarity(patches[t : t + 1])[0]
+                title = f"Intra-Frame Similarity, frame {t} ({pts_seconds[t]:.2f} s)"
+                self._write(f"intra_frame_{t:04d}.png", matrix, title, self.WITHIN)
+
+    def _write(self, name: str, matrix: torch.Tensor, title: str, labels: dict[str, str]) -> None:
+        self._heatmaps.write(self.out.file(name), matrix, title=title + self.suffix, **labels)
+
+    def __enter__(self) -> _Pictures:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
 
 
 def _report_data(

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vsim_fast.similarity import Stats
 from vsim_fast.store import atomic_path
 
 # --- heat maps ------------------------------------------------------------------------------------------------------
@@ -176,18 +177,6 @@ def _draw_title(page: np.ndarray, title: str, *, centre: int, bottom: int) -> No
 
 
 # --- statistics.txt --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Summary of one similarity array."""
-
-    shape: tuple[int, ...]
-    mean: float
-    std: float
-    """Population standard deviation."""
-    min: float
-    max: float
 
 
 def write_statistics(path: str | os.PathLike[str], sections: Mapping[str, Stats]) -> None:
