@@ -15,7 +15,7 @@ using namespace py::literals;
 namespace {
 
 template <class T>
-using Array = py::array_t<T, py::array::c_style>;  // with noconvert(): a wrong dtype or layout raises, nothing is copied
+using Array = py::array_t<T, py::array::c_style>;  // with noconvert(): a wrong dtype or layout raises, never copies
 
 template <class T>
 void check_shape(const char* name, const Array<T>& array, std::initializer_list<int64_t> shape) {
@@ -35,7 +35,7 @@ void check_shape(const char* name, const Array<T>& array, std::initializer_list<
 void derivatives(const Array<float>& x, const Array<int64_t>& windows, const Array<int64_t>& counts,
                  Array<float>& magnitudes, Array<float>& changes, Array<float>& mean, Array<float>& variance,
                  int64_t threads, const std::string& simd) {
-  if (x.ndim() != 3) throw std::invalid_argument("embeddings must be [B, T, D], got " + std::to_string(x.ndim()) + " axes");
+  if (x.ndim() != 3) throw std::invalid_argument("x must be [B, T, D], got " + std::to_string(x.ndim()) + " axes");
   const int64_t B = x.shape(0), T = x.shape(1), D = x.shape(2), S = windows.size();
   check_shape("windows", windows, {S});
   check_shape("counts", counts, {B, S});
@@ -64,9 +64,10 @@ T* pointer(uintptr_t address) { return reinterpret_cast<T*>(address); }
 void derivatives_cuda(uintptr_t x, uintptr_t windows, uintptr_t counts, uintptr_t magnitudes, uintptr_t changes,
                       uintptr_t mean, uintptr_t variance, uintptr_t partial, int64_t B, int64_t T, int64_t D, int64_t S,
                       uintptr_t stream) {
-  const vsim::DerivativesArgs args{pointer<const float>(x), pointer<const int64_t>(windows), pointer<const int64_t>(counts),
-                                   B, T, D, S, pointer<float>(magnitudes), pointer<float>(changes), pointer<float>(mean),
-                                   pointer<float>(variance)};
+  const vsim::DerivativesArgs args{pointer<const float>(x), pointer<const int64_t>(windows),
+                                   pointer<const int64_t>(counts), B, T, D, S,
+                                   pointer<float>(magnitudes), pointer<float>(changes),
+                                   pointer<float>(mean), pointer<float>(variance)};
   py::gil_scoped_release release;
   vsim::derivatives_cuda(args, pointer<float>(partial), pointer<void>(stream));
 }

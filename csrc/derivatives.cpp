@@ -23,7 +23,8 @@ void derivatives_cpu(const DerivativesArgs& args, Simd simd, int64_t threads) {
       default: return portable::derivatives_video;
     }
   }();
-  threads = thread_count(threads, args.B, args.B * args.S * args.T * args.D, int64_t{1} << 19);
+  const int64_t dims = args.D > kMaxLanes ? args.D : kMaxLanes;  // narrow rows cost as much as a full vector
+  threads = thread_count(threads, args.B, args.B * args.S * args.T * dims, int64_t{1} << 19);  // ~0.1 ms each
   const size_t doubles = (derivatives_scratch(args) + 7) / 8 + 8;  // plus a cache line between threads
   std::vector<double> scratch(threads * doubles);
   parallel_for(args.B, threads, [&](int64_t b, int64_t thread) { kernel(args, b, scratch.data() + thread * doubles); });

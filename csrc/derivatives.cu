@@ -116,7 +116,7 @@ __device__ double block_sum(double value, double* shared) {
   return all;
 }
 
-// Block: one window of one video. mean = sum u / n; mean over d of var_t(u) = (sum |u|^2 - |sum u|^2 / n) / ((n - 1) D).
+// Block: one window of one video. mean = sum u / n, variance = (sum |u|^2 - |sum u|^2 / n) / ((n - 1) D).
 __global__ void __launch_bounds__(32 * kWarps)
 moments_kernel(DerivativesArgs a, int64_t chunks, const float* __restrict__ partial) {
   __shared__ double shared[kWarps];

@@ -31,7 +31,8 @@ void derivatives_cpu(const DerivativesArgs& args, Simd simd, int64_t threads);
 constexpr int64_t kCudaChunk = 64;
 void derivatives_cuda(const DerivativesArgs& args, float* partial, void* stream);
 
-// One video by one thread, compiled once per instruction set. scratch: derivatives_scratch(args) bytes, aligned as double.
+// One video by one thread, compiled once per instruction set.
+// scratch: derivatives_scratch(args) bytes, aligned as double.
 size_t derivatives_scratch(const DerivativesArgs& args);
 namespace portable { void derivatives_video(const DerivativesArgs& args, int64_t b, void* scratch); }
 namespace avx2 { void derivatives_video(const DerivativesArgs& args, int64_t b, void* scratch); }

@@ -111,7 +111,8 @@ VSIM_INLINE void rows(const float* x, int64_t t, int64_t window, int64_t D, floa
   for (int r = t > 0 ? 0 : 1; r < R; ++r) changes[t + r - 1] = __builtin_sqrtf(total<L>(acc[r]));
 }
 
-// Lanes over dimensions; D >= L. sums [S, D] in fp64; recent [S, D] collects kFlush blocks in fp32 before they go there.
+// Lanes over dimensions; D >= L. recent [S, D] collects kFlush blocks in fp32 before they enter sums [S, D] in fp64.
+// units [S] and inverse_before [S] are scratch.
 void wide(const DerivativesArgs& a, int64_t b, double* sums, double* units, float* recent, float* inverse_before) {
   const float* x = a.x + b * a.T * a.D;
   for (int64_t i = 0; i < a.S * a.D; ++i) sums[i] = recent[i] = 0;

@@ -12,7 +12,7 @@ const char* simd_name(Simd simd);
 // The levels this build holds and this CPU runs, slowest first; never empty.
 std::vector<Simd> usable_simd();
 
-// "" picks the fastest. Throws std::invalid_argument for an unknown name, std::runtime_error for one that cannot run here.
+// "" picks the fastest. Throws std::invalid_argument for an unknown name, std::runtime_error if it cannot run here.
 Simd choose_simd(const std::string& name);
 
 }  // namespace vsim
