@@ -84,7 +84,7 @@ class ImageBackend:
         assert output == "rgb"
         self.info, self.plan, self.report, self.device, self.strict = info, plan, report, device, strict
         self.assembler = Assembler(
-            info, plan, batch_size, report, strict=strict, finish=self._finish,
+            info, plan, batch_size, report, on_lost=lambda index: None, finish=self._finish,
             allocate=lambda count: (torch.empty(count, info.height, info.width, 3, dtype=torch.uint8),),
         )  # fmt: skip
 
@@ -102,7 +102,8 @@ class ImageBackend:
                     raise CorruptVideo(self.info.path, f"image {index} does not decode ({error})") from None
                 continue
             self.report.decoded_frames += 1
-            self.assembler.put(index, lambda buffers, slot, picture=picture: buffers[0].numpy().__setitem__(slot, picture))
+            for buffers, slot in self.assembler.slots(index):
+                buffers[0].numpy()[slot] = picture
             yield from self.assembler.ready(index)
         yield from self.assembler.rest()
 

@@ -110,7 +110,7 @@ class Decoder:
 def scan(path: str, limits: Limits) -> VideoInfo:
     """`VideoInfo` of a file: the times of all packets, and one decoded frame for size, colour and rotation."""
     rows: list[tuple[int | None, bool, int]] = []  # pts, key, duration of each packet that shows a frame
-    first, notes = None, []
+    first, first_key, notes = None, None, []
     with open_container(path, limits) as (container, stream):
         if container.duration and container.duration / av.time_base > limits.max_seconds:
             raise UnsupportedVideo(
@@ -124,6 +124,8 @@ def scan(path: str, limits: Limits) -> VideoInfo:
         for packet in packets(container, stream):
             if first is None:
                 first = next(iter(decode(packet)), None)
+            if packet.is_keyframe and first_key is None:
+                first_key = packet.pts  # even of a frame that an edit list hides: decoding starts there
             if not packet.is_discard and is_shown(codec, packet):
                 rows.append((packet.pts, packet.is_keyframe, packet.duration or 0))
             if len(rows) > limits.max_frames:
@@ -135,7 +137,7 @@ def scan(path: str, limits: Limits) -> VideoInfo:
 
     rate = rate or Fraction(25)
     step = max(1, round(1 / (rate * time_base)))
-    reason = distrust(formats, rows)
+    reason = distrust(formats, rows, first_key)
     if reason:
         rows = decode_pass(path, limits)
         notes.append(f"times from a decode pass because {reason}; decoding starts at the beginning")
@@ -196,7 +198,7 @@ def is_shown(codec: str, packet: av.Packet) -> bool:
     return True
 
 
-def distrust(formats: set[str], rows: list[tuple[int | None, bool, int]]) -> str | None:
+def distrust(formats: set[str], rows: list[tuple[int | None, bool, int]], first_key: int | None) -> str | None:
     """Why packet times cannot be the times of decoded frames, or None."""
     if timeless := formats & TIMELESS:
         return f"{min(timeless)} files store no presentation times"
@@ -205,7 +207,6 @@ def distrust(formats: set[str], rows: list[tuple[int | None, bool, int]]) -> str
         return f"{times.count(None)} packets carry no presentation time"
     if len(set(times)) < len(times):
         return f"{len(times) - len(set(times))} packets share a presentation time"
-    first_key = next((pts for pts, key, _ in rows if key), None)
     if first_key is None or min(times) < first_key:
         return "frames come before the first key frame"
     return None
@@ -241,8 +242,8 @@ def color_of(frame: av.VideoFrame) -> tuple[ColorSpec, str | None]:
 def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
     """(rotation, mirrored) of the display matrix, as `VideoInfo` defines them; (0, False) without one.
 
-    The matrix sends a coded point (x, y), y down, to (a·x + c·y, b·x + d·y). A negative determinant mirrors: undoing the
-    left-right flip, which is the last step, leaves a turn whose clockwise angle is atan2(b, a).
+    The matrix sends a coded point (x, y), y down, to (a·x + c·y, b·x + d·y). A negative determinant mirrors: undoing
+    the left-right flip, which is the last step, leaves a turn whose clockwise angle is atan2(b, a).
     """
     for item in frame.side_data:
         if item.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:
@@ -285,26 +286,29 @@ class PyavBackend:
         self.device, self.threads, self.strict, self.limits = device, threads, strict, limits
         self.write = self._rgb_writer() if output == "rgb" else self._plane_writer()
         self.assembler = Assembler(
-            info, plan, batch_size, report, strict=strict, allocate=self._allocator(output), finish=self._finish
+            info, plan, batch_size, report, on_lost=self._lost, allocate=self._allocator(output), finish=self._finish
         )
 
     def __iter__(self) -> Iterator[FrameBatch]:
         assembler, report = self.assembler, self.report
         for index, frame in self._frames(self.plan, self.threads):
-            report.decoded_frames += 1
-            if len(assembler.positions(index)) and self._accept(frame):
-                assembler.put(index, lambda buffers, slot, frame=frame: self.write(frame, buffers, slot))
+            self._put(index, frame)
             yield from assembler.ready(index)
         missing = assembler.missing()
         if len(missing) and report.corrupt and self.threads > 1:
             # Draining frame threads stops at the first error; one thread gets the frames behind it.
             corrupt = report.corrupt
             for index, frame in self._frames(plan_indices(self.info, missing), threads=1):
-                report.decoded_frames += 1
-                if index in missing and self._accept(frame):
-                    assembler.put(index, lambda buffers, slot, frame=frame: self.write(frame, buffers, slot))
+                if index in missing:
+                    self._put(index, frame)
             report.corrupt = corrupt
         yield from assembler.rest()
+
+    def _put(self, index: int, frame: av.VideoFrame) -> None:
+        self.report.decoded_frames += 1
+        if self._accept(frame):
+            for buffers, slot in self.assembler.slots(index):
+                self.write(frame, buffers, slot)
 
     def _frames(self, plan: DecodePlan, threads: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """(index, frame) as the decoder puts them out; frames that belong to no index are left out."""
@@ -317,9 +321,9 @@ class PyavBackend:
                 yield from self._decode(packets(container, stream), decode, plan.pts, only_targets=True)
             else:
                 for run in plan.runs:
-                    targets = plan.pts[np.searchsorted(plan.index, run.first) : np.searchsorted(plan.index, run.last, "right")]
+                    first, stop = np.searchsorted(plan.index, [run.first, run.last + 1])
                     source = packets(container, stream) if run.key == 0 else self._from_key(container, stream, run.key)
-                    yield from self._decode(source, decode, targets)
+                    yield from self._decode(source, decode, plan.pts[first:stop])
 
     def _decode(
         self, source: Iterator[av.Packet], decode: Decoder, targets: np.ndarray, only_targets: bool = False
@@ -395,6 +399,11 @@ class PyavBackend:
                 pts_seconds=None if frame.pts is None else float(frame.pts * info.time_base),
             )
         return False
+
+    def _lost(self, index: int) -> None:
+        if self.strict:
+            at = float(self.info.pts_seconds[index])
+            raise CorruptVideo(self.info.path, f"frame {index} does not decode", pts_seconds=at)
 
     def _allocator(self, output: str) -> Callable[[int], tuple[Tensor, ...]]:
         h, w, pinned = self.info.height, self.info.width, self.device.type == "cuda"

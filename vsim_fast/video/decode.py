@@ -51,7 +51,7 @@ def open_video(
             range, BT.601 limited where untagged), or "auto": planes on CUDA where the file has them, else rgb.
         threads: decoder threads of PyAV; default the usable cores, at most 16.
         image_fps: frame rate of a folder of images, default 3.
-        apply_rotation: False reports rotation 0, not mirrored. Pixels are never turned here: consumers turn after resizing.
+        apply_rotation: False reports rotation 0, not mirrored. Pixels are never turned here, but after resizing.
         limits: largest video accepted.
     Raises:
         OpenError, NoVideoStream, UnsupportedVideo, CorruptVideo: the file.  UsageError: an argument.
@@ -133,9 +133,8 @@ class VideoReader:
 
             try:
                 yield from _nvdec.NvdecBackend(
-                    self.info, self.plan, self.report,
-                    batch_size=self._batch_size, device=self._device, strict=self._strict,
-                )  # fmt: skip
+                    self.info, self.plan, self.report, batch_size=self._batch_size, device=self._device
+                )
                 return
             except _nvdec.NvdecError as error:
                 if self._named:

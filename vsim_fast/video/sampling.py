@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 
@@ -287,9 +288,7 @@ def plan_indices(info: VideoInfo, index: np.ndarray) -> DecodePlan:
     # A seek pays when decoding on from one target to the key frame of the next would cost more.
     cuts = np.flatnonzero(governing[1:] - index[:-1] > SEEK_COST) + 1
     bounds = [0, *cuts.tolist(), len(index)]
-    runs = tuple(
-        Run(int(governing[a]), int(index[a]), int(index[b - 1])) for a, b in zip(bounds, bounds[1:], strict=False)
-    )
+    runs = tuple(Run(int(governing[a]), int(index[a]), int(index[b - 1])) for a, b in pairwise(bounds))
     keys_only = bool(info.seekable and info.is_key[index].all())
     cost = len(np.unique(index)) if keys_only else sum(run.cost for run in runs)
     return DecodePlan(index, info.pts[index], runs, cost, keys_only)
