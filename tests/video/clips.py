@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -118,15 +118,18 @@ def truncate(source: Path, path: Path, packets: float) -> Path:
     return path
 
 
-def full_decode(path: Path) -> list[av.VideoFrame]:
-    """Every frame FFmpeg gives with one thread, past bad packets: what the reader is compared with."""
-    frames = []
+def frames_of(path: Path, threads: int = 1) -> Iterator[av.VideoFrame]:
+    """Every frame FFmpeg gives, past bad packets: what the reader is compared with."""
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
-        stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
+        stream.codec_context.thread_type = "AUTO" if threads > 1 else "NONE"
+        stream.codec_context.thread_count = threads
         for packet in container.demux(stream):
             try:
-                frames += packet.decode()
+                yield from packet.decode()
             except (av.FFmpegError, EOFError):
                 continue
-    return frames
+
+
+def full_decode(path: Path) -> list[av.VideoFrame]:
+    return list(frames_of(path))

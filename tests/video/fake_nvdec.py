@@ -1,8 +1,8 @@
 """A stand-in for PyNvVideoCodec and for a CUDA stream, over PyAV on the CPU, with their traps built in.
 
-Like the real library: the decoder reuses its output buffers from the first one at every `Decode`; what it and the adapter
-enqueue on the stream happens only when the stream runs; a damaged packet is replaced by an empty one; an empty packet
-given to `Decode` means the end; frames hidden by an edit list come out; 10-bit code values sit in the high bits.
+Like the real library: the decoder reuses its output buffers from the first one at every `Decode`; what it and the
+adapter enqueue on the stream happens only when the stream runs; a damaged packet is replaced by an empty one; an empty
+packet given to `Decode` means the end; frames hidden by an edit list come out; 10-bit values sit in the high bits.
 """
 
 from __future__ import annotations

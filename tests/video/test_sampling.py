@@ -23,8 +23,8 @@ def table(pts, time_base, *, last=None, fps=None, keys=50, seekable=True):
     seconds = float((int(pts[-1] - pts[0]) + last) * time_base)
     is_key = np.arange(len(pts)) % keys == 0
     return VideoInfo(
-        "clip", "h264", 16, 16, "yuv420p", ColorSpec(), time_base, pts, is_key, seconds, float(fps or len(pts) / seconds),
-        seekable=seekable,
+        "clip", "h264", 16, 16, "yuv420p", ColorSpec(), time_base, pts, is_key, seconds,
+        float(fps or len(pts) / seconds), seekable=seekable,
     )  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def test_properties(seed):
         if sampling.rule not in ("time_grid", "closest", "ffmpeg_fps"):
             assert (np.diff(index) > 0).all(), "only rules over time repeat a frame"
         if sampling.rule in ("time_grid", "closest"):
-            for k, i in enumerate(index):
+            for k, i in list(enumerate(index))[:: 1 + len(index) // 50]:
                 t = int(pts[0]) + k / Fraction(str(sampling.fps)) / info.time_base
                 if sampling.rule == "time_grid":
                     assert pts[i] <= t and (i + 1 == frames or pts[i + 1] > t)

@@ -19,6 +19,7 @@ from vsim_fast.video.sampling import DecodePlan, exact
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ORIENTATION = 0x0112  # EXIF tag; 5..8 swap width and height
+CAMERA_FORMATS = {"JPEG", "MPO", "WEBP", "TIFF"}  # others are not turned: reading their EXIF decodes the whole image
 
 
 def files(folder: str) -> list[Path]:
@@ -48,7 +49,7 @@ def scan(folder: str, limits: Limits, fps: float | Fraction) -> VideoInfo:
     for path in paths:
         with open_image(path) as image:
             width, height = image.size
-            if image.getexif().get(ORIENTATION, 1) >= 5:
+            if image.format in CAMERA_FORMATS and image.getexif().get(ORIENTATION, 1) >= 5:
                 width, height = height, width
         if size is None:
             size = (width, height)
@@ -93,7 +94,8 @@ class ImageBackend:
         for index in np.unique(self.plan.index).tolist():
             try:
                 with open_image(paths[index]) as image:
-                    picture = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+                    upright = ImageOps.exif_transpose(image) if image.format in CAMERA_FORMATS else image
+                    picture = np.asarray(upright.convert("RGB"))
                 if picture.shape != (self.info.height, self.info.width, 3):
                     raise OpenError(paths[index], "the image changed its size while being read")
             except (OSError, OpenError, SyntaxError, ValueError, IndexError) as error:

@@ -292,9 +292,7 @@ class NvdecBackend:
             else:
                 if seen < len(info.pts):
                     raise NvdecError(f"its demuxer gave {seen} packets, the probe found {len(info.pts)} frames")
-            flush = nv.PacketData()
-            flush.bsl, flush.bsl_data, flush.pts = 0, 0, 0
-            yield from decoder.Decode(flush)
+            yield from decoder.Decode(nv.PacketData())  # an empty packet is the end: what is still held comes out
         except NvdecError:
             raise
         except Exception as error:  # the library's two exception classes share no base below Exception

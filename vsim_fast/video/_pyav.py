@@ -295,13 +295,13 @@ class PyavBackend:
             self._put(index, frame)
             yield from assembler.ready(index)
         missing = assembler.missing()
-        if len(missing) and report.corrupt and self.threads > 1:
-            # Draining frame threads stops at the first error; one thread gets the frames behind it.
-            corrupt = report.corrupt
+        if len(missing) and self.threads > 1:
+            # Draining frame threads stops at the first error, unsaid; one thread gets the frames behind it.
+            counted, report.corrupt = report.corrupt, 0
             for index, frame in self._frames(plan_indices(self.info, missing), threads=1):
                 if index in missing:
                     self._put(index, frame)
-            report.corrupt = corrupt
+            report.corrupt = max(counted, report.corrupt)
         yield from assembler.rest()
 
     def _put(self, index: int, frame: av.VideoFrame) -> None:

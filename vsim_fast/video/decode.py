@@ -22,6 +22,11 @@ MAX_THREADS = 16
 ALL_FRAMES = Sampling("all")
 
 
+def usable_cores() -> int:
+    """Cores this process may run on; the affinity mask is Linux's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def open_video(
     path: str | os.PathLike,
     sampling: Sampling = ALL_FRAMES,
@@ -77,7 +82,7 @@ def open_video(
         info = replace(info, rotation=0, mirrored=False)
     return VideoReader(
         info, sampling, decoder=decoder, device=device, batch_size=batch_size, strict=on_error == "raise",
-        output=output, threads=threads or min(len(os.sched_getaffinity(0)), MAX_THREADS), limits=limits,
+        output=output, threads=threads or min(usable_cores(), MAX_THREADS), limits=limits,
     )  # fmt: skip
 
 
