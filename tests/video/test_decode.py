@@ -256,6 +256,19 @@ def test_reader_stops_early_and_closes(clip):
     assert list(reader) == [] and reader.report.delivered == 4
 
 
+def test_released_buffers_are_filled_again_and_others_kept(clip):
+    whole = joined(read(clip, Sampling("all"))[1], "rgb")
+    with open_video(clip, batch_size=10) as reader:
+        first = next(reader)
+        kept = next(reader)
+        place = first.rgb.data_ptr()
+        first.release()
+        first.release()  # twice changes nothing
+        rest = list(reader)
+    assert [batch.rgb.data_ptr() == place for batch in rest].count(True) == 1
+    assert np.array_equal(joined([kept, *rest], "rgb"), whole[10:])
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [

@@ -45,6 +45,18 @@ def test_gate_refuses_content(tmp_path, clip, name, content, words):
     assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "script", [b"ffconcat version 1.0\nfile clip.mp4\n", b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nclip.mp4\n"]
+)
+def test_ffmpeg_would_not_open_a_script_either(tmp_path, clip, script, monkeypatch):
+    """The second wall: with our own look at the first bytes gone, the list of allowed formats still refuses."""
+    monkeypatch.setattr("vsim_fast.video.probe.SCRIPTS", {})
+    (tmp_path / "clip.mp4").write_bytes(clip.read_bytes())
+    (tmp_path / "script.mp4").write_bytes(script)
+    with pytest.raises(OpenError, match="no video container"):
+        probe(tmp_path / "script.mp4")
+
+
 def test_gate_refuses_what_is_no_regular_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")  # opening it would block for ever
     with socket.socket(socket.AF_UNIX) as unix:

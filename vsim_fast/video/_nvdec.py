@@ -23,7 +23,7 @@ from vsim_fast.video._batches import REORDER, Assembler, DecodeReport
 from vsim_fast.video.sampling import DecodePlan
 
 CODECS = {  # FFmpeg's name -> cudaVideoCodec's
-    "h264": "H264", "hevc": "HEVC", "vp8": "VP8", "vp9": "VP9", "av1": "AV1", "libdav1d": "AV1",
+    "h264": "H264", "hevc": "HEVC", "vp8": "VP8", "vp9": "VP9", "av1": "AV1",
     "mpeg1video": "MPEG1", "mpeg2video": "MPEG2", "mpeg4": "MPEG4", "vc1": "VC1",
 }  # fmt: skip
 DEPTHS = {"yuv420p": 8, "yuvj420p": 8, "yuv420p10le": 10}

@@ -54,9 +54,11 @@ def open_container(path: str, limits: Limits) -> Iterator[tuple[av.container.Inp
         raise OpenError(path, f"no video container that is read here ({reason})") from None
     with container:
         stream = container.streams.best("video")
-        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+        if stream is None:
             kinds = sorted({s.type for s in container.streams}) or ["no stream"]
             raise NoVideoStream(path, f"the file holds no video stream (found {', '.join(kinds)})")
+        if stream.disposition & av.stream.Disposition.attached_pic:
+            raise NoVideoStream(path, "the file holds no video stream but a cover picture")
         codec = stream.codec_context
         if codec is None:
             raise UnsupportedVideo(path, "FFmpeg has no decoder for its video codec")
@@ -120,7 +122,7 @@ def scan(path: str, limits: Limits) -> VideoInfo:
             notes.append(f"{others} video streams; stream {stream.index}, which FFmpeg takes, is read")
         decode = Decoder(stream, threads=1)
         time_base, rate, announced = stream.time_base, stream.average_rate or stream.guessed_rate, stream.frames
-        codec, formats = decode.context.name, set(container.format.name.split(","))
+        codec, formats = decode.context.codec.canonical_name, set(container.format.name.split(","))
         for packet in packets(container, stream):
             if first is None:
                 first = next(iter(decode(packet)), None)
@@ -284,6 +286,7 @@ class PyavBackend:
     ):
         self.info, self.plan, self.report = info, plan, report
         self.device, self.threads, self.strict, self.limits = device, threads, strict, limits
+        self.free: list[tuple[Tensor, ...]] = []  # released batches, filled again
         self.write = self._rgb_writer() if output == "rgb" else self._plane_writer()
         self.assembler = Assembler(
             info, plan, batch_size, report, on_lost=self._lost, allocate=self._allocator(output), finish=self._finish
@@ -409,19 +412,23 @@ class PyavBackend:
         h, w, pinned = self.info.height, self.info.width, self.device.type == "cuda"
         dtype = torch.uint8 if output == "rgb" or PLANAR[self.info.pix_fmt] == 8 else torch.uint16
 
-        def allocate(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=dtype, pin_memory=pinned)
+        shapes = [(h, w, 3)] if output == "rgb" else [(h, w), (-(-h // 2), -(-w // 2), 2)]
 
-        if output == "rgb":
-            return lambda count: (allocate(count, h, w, 3),)
-        return lambda count: (allocate(count, h, w), allocate(count, -(-h // 2), -(-w // 2), 2))
+        def allocate(count: int) -> tuple[Tensor, ...]:
+            for n, buffers in enumerate(self.free):
+                if len(buffers[0]) == count:
+                    return self.free.pop(n)
+            return tuple(torch.empty((count, *shape), dtype=dtype, pin_memory=pinned) for shape in shapes)
+
+        return allocate
 
     def _rgb_writer(self) -> Callable[[av.VideoFrame, tuple[Tensor, ...], int], None]:
         reformatter = VideoReformatter()  # kept: a new one per frame sets swscale up again each time
 
         def write(frame: av.VideoFrame, buffers: tuple[Tensor, ...], slot: int) -> None:
             picture = reformatter.reformat(frame, format="rgb24", threads=1)
-            buffers[0].numpy()[slot] = rows(picture.planes[0], self.info.width * 3).reshape(*buffers[0].shape[1:])
+            flat = buffers[0].numpy()[slot].reshape(self.info.height, -1)
+            flat[:] = rows(picture.planes[0], flat.shape[1])
 
         return write
 
@@ -445,8 +452,17 @@ class PyavBackend:
         return write
 
     def _finish(self, buffers: tuple[Tensor, ...], **fields) -> FrameBatch:
-        buffers = tuple(buffer.to(self.device, non_blocking=True) for buffer in buffers)
-        return FrameBatch(**fields, **dict(zip(("rgb",) if len(buffers) == 1 else ("y", "uv"), buffers, strict=True)))
+        names = ("rgb",) if len(buffers) == 1 else ("y", "uv")
+        if self.device.type != "cpu":  # the pinned copy goes back to torch, which waits for the upload
+            uploaded = (buffer.to(self.device, non_blocking=True) for buffer in buffers)
+            return FrameBatch(**fields, **dict(zip(names, uploaded, strict=True)))
+        pending = [buffers]
+
+        def release() -> None:
+            if pending:  # fresh memory for every batch would cost more in page faults than the copy into it
+                self.free.append(pending.pop())
+
+        return FrameBatch(**fields, **dict(zip(names, buffers, strict=True)), on_release=release)
 
 
 def rows(plane: av.video.plane.VideoPlane, width: int, dtype: np.dtype | type = np.uint8) -> np.ndarray:
