@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 from fractions import Fraction
+from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_gate_refuses_content(tmp_path, clip, name, content, words):
 )
 def test_ffmpeg_would_not_open_a_script_either(tmp_path, clip, script, monkeypatch):
     """The second wall: with our own look at the first bytes gone, the list of allowed formats still refuses."""
-    monkeypatch.setattr("vsim_fast.video.probe.SCRIPTS", {})
+    monkeypatch.setattr(import_module("vsim_fast.video.probe"), "SCRIPTS", {})
     (tmp_path / "clip.mp4").write_bytes(clip.read_bytes())
     (tmp_path / "script.mp4").write_bytes(script)
     with pytest.raises(OpenError, match="no video container"):

@@ -59,7 +59,10 @@ def why_not(info: VideoInfo, device: torch.device, output: str) -> str | None:
     """Why NVDEC cannot serve this file on this device; None when it can."""
     if device.type != "cuda":
         return f"it decodes to CUDA devices, got device {str(device)!r}"
-    return why_not_file(info, output) or why_not_hardware(info, device.index or 0)
+    gpu = torch.cuda.current_device() if device.index is None else device.index
+    if gpu:  # its frames say device 0 whatever the device, so tensors over them would be wrong
+        return f"it serves device 0 only, got {gpu}; choose the GPU by CUDA_VISIBLE_DEVICES"
+    return why_not_file(info, output) or why_not_hardware(info, gpu)
 
 
 def why_not_file(info: VideoInfo, output: str) -> str | None:
@@ -268,7 +271,7 @@ class NvdecBackend:
             decoder = nv.CreateDecoder(
                 gpuid=self.runtime.gpu,
                 codec=demuxer.GetNvCodecId(),
-                usedevicememory=1,
+                usedevicememory=True,
                 **self.runtime.handles,
             )
             start = int(info.pts[self.plan.runs[0].key])

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import chain
 
 import av
 import numpy as np
@@ -99,9 +100,7 @@ class Decoder:
             return self.context.decode(packet)
         except EOFError:
             return []
-        except (av.FFmpegError, ValueError) as error:
-            if isinstance(error, ValueError) and not isinstance(error, av.FFmpegError):
-                raise
+        except av.FFmpegError:
             self.errors += 1
             return []
 
@@ -219,7 +218,7 @@ def decode_pass(path: str, limits: Limits) -> list[tuple[int | None, bool, int]]
     rows = []
     with open_container(path, limits) as (container, stream):
         decode = Decoder(stream, threads=1)
-        for packet in (*(packets(container, stream)), None):
+        for packet in chain(packets(container, stream), (None,)):
             rows += [(frame.pts, bool(frame.key_frame), frame.duration or 0) for frame in decode(packet)]
     if not rows:
         raise CorruptVideo(path, "no frame decodes")
@@ -320,7 +319,6 @@ class PyavBackend:
             if not self.info.seekable:
                 yield from self._in_decoder_order(container, stream, decode, plan)
             elif plan.keys_only:
-                decode.context.skip_frame = "NONKEY"
                 yield from self._decode(packets(container, stream), decode, plan.pts, only_targets=True)
             else:
                 for run in plan.runs:
@@ -342,17 +340,21 @@ class PyavBackend:
                 break
         yield from self._indexed(self._checked(decode, None))
 
-    def _in_decoder_order(self, container, stream, decode: Decoder, plan: DecodePlan):
+    def _in_decoder_order(
+        self, container: av.container.InputContainer, stream: av.VideoStream, decode: Decoder, plan: DecodePlan
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
         """The k-th frame out of the decoder is frame k: what the decode pass of the probe counted."""
         index = 0
-        for packet in (*packets(container, stream), None):
+        for packet in chain(packets(container, stream), (None,)):
             for frame in self._checked(decode, packet):
                 yield index, frame
                 index += 1
             if index > plan.index[-1]:
                 return
 
-    def _from_key(self, container, stream, key: int) -> Iterator[av.Packet]:
+    def _from_key(
+        self, container: av.container.InputContainer, stream: av.VideoStream, key: int
+    ) -> Iterator[av.Packet]:
         """Packets from the one of key frame `key` on. A seek that lands late is repeated from earlier."""
         wanted = int(self.info.pts[key])
         earlier = np.flatnonzero(self.info.is_key[:key])
@@ -411,7 +413,6 @@ class PyavBackend:
     def _allocator(self, output: str) -> Callable[[int], tuple[Tensor, ...]]:
         h, w, pinned = self.info.height, self.info.width, self.device.type == "cuda"
         dtype = torch.uint8 if output == "rgb" or PLANAR[self.info.pix_fmt] == 8 else torch.uint16
-
         shapes = [(h, w, 3)] if output == "rgb" else [(h, w), (-(-h // 2), -(-w // 2), 2)]
 
         def allocate(count: int) -> tuple[Tensor, ...]:
