@@ -4,7 +4,7 @@ Every rule is named, because they all differ: at 1 fps a 300-frame clip of 30000
 
     time_grid       0, 29, 59, ..., 269, 299   the frame on screen at k/fps
     closest         0, 30, 60, ..., 270, 299   the frame whose start is nearest to k/fps
-    ffmpeg_fps      29, 59, ..., 269, 299, …   FFmpeg's `fps` filter with round=down
+    ffmpeg_fps      29, 59, ..., 269, 299      FFmpeg's `fps` filter with round=down
     segment_mid     14, 43, ..., 275           middles of equal runs (VideoLLaMA3)
     floor_n         0, 30, ..., 270            arange(n)·N // n (transformers)
     per_second_int  0, 29, 58, ..., 290        whole-number rate, drifts (CLIP4Clip)
