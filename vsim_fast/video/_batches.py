@@ -1,16 +1,14 @@
-"""Frames into batches: every plan position has its slot, frames may arrive in any order, none is waited for for ever."""
+"""Frames into batches: each plan position has its slot, frames may arrive in any order, none is waited for for ever."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vsim_fast.errors import CorruptVideo
 from vsim_fast.records import FrameBatch, VideoInfo
 from vsim_fast.video.sampling import DecodePlan
 
@@ -42,7 +40,7 @@ class DecodeReport:
 
 @dataclass
 class _Open:
-    buffers: Any
+    buffers: tuple[Tensor, ...]
     filled: np.ndarray  # bool [B]
 
 
@@ -51,7 +49,7 @@ class Assembler:
 
     Args:
         allocate: number of frames -> buffers of one batch, a tuple of tensors [B, ...].
-        strict: a lost frame raises CorruptVideo instead of being left out.
+        on_lost: called with the index of a frame that never came, before its batch goes without it; may raise.
         finish: buffers, FrameBatch fields -> FrameBatch.
     """
 
@@ -62,12 +60,12 @@ class Assembler:
         batch_size: int,
         report: DecodeReport,
         *,
-        strict: bool,
+        on_lost: Callable[[int], None],
         allocate: Callable[[int], tuple[Tensor, ...]],
         finish: Callable[..., FrameBatch],
     ):
         self.info, self.plan, self.size, self.report = info, plan, batch_size, report
-        self.strict, self.allocate, self.finish = strict, allocate, finish
+        self.on_lost, self.allocate, self.finish = on_lost, allocate, finish
         self.open: dict[int, _Open] = {}
         self.next = 0  # batch to hand over next
         self.count = -(-len(plan) // batch_size)
@@ -77,8 +75,8 @@ class Assembler:
         """Positions in the plan that frame `index` fills."""
         return range(*np.searchsorted(self.plan.index, [index, index + 1]).tolist())
 
-    def put(self, index: int, write: Callable[[tuple[Tensor, ...], int], None]) -> None:
-        """Frame `index` arrived: `write(buffers, slot)` is called for each slot it fills."""
+    def slots(self, index: int) -> Iterator[tuple[tuple[Tensor, ...], int]]:
+        """(buffers, slot) of each place to write frame `index`, which has arrived; none where nobody wants it."""
         for position in self.positions(index):
             number, slot = divmod(position, self.size)
             if number < self.next:
@@ -87,8 +85,8 @@ class Assembler:
             if batch is None:
                 length = min(self.size, len(self.plan) - number * self.size)
                 batch = self.open[number] = _Open(self.allocate(length), np.zeros(length, dtype=bool))
-            write(batch.buffers, slot)
             batch.filled[slot] = True
+            yield batch.buffers, slot
 
     def ready(self, index: int) -> Iterator[FrameBatch]:
         """After frame `index` came out of the decoder: the batches that are complete or waited for long enough."""
@@ -120,11 +118,8 @@ class Assembler:
         batch = self.open.pop(number, None)
         index = self.plan.index[number * self.size : (number + 1) * self.size]
         filled = np.zeros(len(index), dtype=bool) if batch is None else batch.filled
-        if self.strict and not filled.all():
-            lost = index[np.argmin(filled)]
-            raise CorruptVideo(
-                self.info.path, f"frame {lost} does not decode", pts_seconds=float(self.info.pts_seconds[lost])
-            )
+        if not filled.all():
+            self.on_lost(int(index[np.argmin(filled)]))
         if batch is None or not filled.any():
             return
         buffers = batch.buffers

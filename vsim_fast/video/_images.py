@@ -19,6 +19,7 @@ from vsim_fast.video.sampling import DecodePlan, exact
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ORIENTATION = 0x0112  # EXIF tag; 5..8 swap width and height
+CAMERA_FORMATS = {"JPEG", "MPO", "WEBP", "TIFF"}  # others are not turned: reading their EXIF decodes the whole image
 
 
 def files(folder: str) -> list[Path]:
@@ -48,7 +49,7 @@ def scan(folder: str, limits: Limits, fps: float | Fraction) -> VideoInfo:
     for path in paths:
         with open_image(path) as image:
             width, height = image.size
-            if image.getexif().get(ORIENTATION, 1) >= 5:
+            if image.format in CAMERA_FORMATS and image.getexif().get(ORIENTATION, 1) >= 5:
                 width, height = height, width
         if size is None:
             size = (width, height)
@@ -84,7 +85,7 @@ class ImageBackend:
         assert output == "rgb"
         self.info, self.plan, self.report, self.device, self.strict = info, plan, report, device, strict
         self.assembler = Assembler(
-            info, plan, batch_size, report, strict=strict, finish=self._finish,
+            info, plan, batch_size, report, on_lost=lambda index: None, finish=self._finish,
             allocate=lambda count: (torch.empty(count, info.height, info.width, 3, dtype=torch.uint8),),
         )  # fmt: skip
 
@@ -93,7 +94,8 @@ class ImageBackend:
         for index in np.unique(self.plan.index).tolist():
             try:
                 with open_image(paths[index]) as image:
-                    picture = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+                    upright = ImageOps.exif_transpose(image) if image.format in CAMERA_FORMATS else image
+                    picture = np.asarray(upright.convert("RGB"))
                 if picture.shape != (self.info.height, self.info.width, 3):
                     raise OpenError(paths[index], "the image changed its size while being read")
             except (OSError, OpenError, SyntaxError, ValueError, IndexError) as error:
@@ -102,7 +104,8 @@ class ImageBackend:
                     raise CorruptVideo(self.info.path, f"image {index} does not decode ({error})") from None
                 continue
             self.report.decoded_frames += 1
-            self.assembler.put(index, lambda buffers, slot, picture=picture: buffers[0].numpy().__setitem__(slot, picture))
+            for buffers, slot in self.assembler.slots(index):
+                buffers[0].numpy()[slot] = picture
             yield from self.assembler.ready(index)
         yield from self.assembler.rest()
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from vsim_fast.records import FrameBatch, VideoInfo
-from vsim_fast.video._batches import Assembler, DecodeReport
+from vsim_fast.video._batches import REORDER, Assembler, DecodeReport
 from vsim_fast.video.sampling import DecodePlan
 
 CODECS = {  # FFmpeg's name -> cudaVideoCodec's
-    "h264": "H264", "hevc": "HEVC", "vp8": "VP8", "vp9": "VP9", "av1": "AV1", "libdav1d": "AV1",
+    "h264": "H264", "hevc": "HEVC", "vp8": "VP8", "vp9": "VP9", "av1": "AV1",
     "mpeg1video": "MPEG1", "mpeg2video": "MPEG2", "mpeg4": "MPEG4", "vc1": "VC1",
 }  # fmt: skip
 DEPTHS = {"yuv420p": 8, "yuvj420p": 8, "yuv420p10le": 10}
@@ -59,7 +59,10 @@ def why_not(info: VideoInfo, device: torch.device, output: str) -> str | None:
     """Why NVDEC cannot serve this file on this device; None when it can."""
     if device.type != "cuda":
         return f"it decodes to CUDA devices, got device {str(device)!r}"
-    return why_not_file(info, output) or why_not_hardware(info, device.index or 0)
+    gpu = torch.cuda.current_device() if device.index is None else device.index
+    if gpu:  # its frames say device 0 whatever the device, so tensors over them would be wrong
+        return f"it serves device 0 only, got {gpu}; choose the GPU by CUDA_VISIBLE_DEVICES"
+    return why_not_file(info, output) or why_not_hardware(info, gpu)
 
 
 def why_not_file(info: VideoInfo, output: str) -> str | None:
@@ -89,13 +92,18 @@ def why_not_hardware(info: VideoInfo, gpu: int) -> str | None:
     codec, depth = CODECS[info.codec], DEPTHS[info.pix_fmt]
     try:
         caps = nv.GetDecoderCaps(
-            gpuid=gpu, codec=getattr(nv.cudaVideoCodec, codec), chromaformat=nv.cudaVideoChromaFormat.YUV420, bitdepth=depth
+            gpuid=gpu,
+            codec=getattr(nv.cudaVideoCodec, codec),
+            chromaformat=getattr(nv.cudaVideoChromaFormat, "420"),
+            bitdepth=depth,
         )
     except Exception as error:
         return f"the GPU does not say whether it decodes {codec} in {depth} bits ({_line(error)})"
     if not caps.get("num_decoder_engines"):
         return f"the GPU does not decode {codec} in {depth} bits"
-    if not (caps["width_min"] <= info.width <= caps["width_max"] and caps["height_min"] <= info.height <= caps["height_max"]):
+    if not (
+        caps["width_min"] <= info.width <= caps["width_max"] and caps["height_min"] <= info.height <= caps["height_max"]
+    ):
         return (
             f"{info.width}x{info.height} is outside the GPU's {caps['width_min']}x{caps['height_min']} to "
             f"{caps['width_max']}x{caps['height_max']} for {codec}"
@@ -137,10 +145,6 @@ class CudaRuntime:
             if shift:  # torch shifts no uint16: int16 keeps the bits, the mask clears the copied sign
                 words = target.view(torch.int16)
                 words.bitwise_right_shift_(shift).bitwise_and_((1 << (16 - shift)) - 1)
-
-    def index(self, tensor: Tensor, keep: Tensor) -> Tensor:
-        with torch.cuda.stream(self.stream):
-            return tensor[keep.to(self.device)]
 
     def hand_over(self, tensors: tuple[Tensor, ...]) -> None:
         """The consumer's current stream waits for the copies; the allocator learns that it reads them."""
@@ -224,7 +228,6 @@ class NvdecBackend:
         *,
         batch_size: int,
         device: torch.device,
-        strict: bool,
         poison_released: bool = False,
         nv: Any = None,
         runtime: Any = None,
@@ -236,9 +239,8 @@ class NvdecBackend:
     def __iter__(self) -> Iterator[FrameBatch]:
         runtime = self.runtime = self.runtime or CudaRuntime(self.device)
         pool = BatchPool(runtime, self.info, poison_released=self.poison)
-        # A frame lost here is not a lost frame yet: the caller decodes the rest again on the CPU.
         assembler = Assembler(
-            self.info, self.plan, self.batch_size, self.report, strict=False,
+            self.info, self.plan, self.batch_size, self.report, on_lost=self._lost,
             allocate=pool.take, finish=pool.batch,
         )  # fmt: skip
         try:
@@ -247,23 +249,15 @@ class NvdecBackend:
                 index = self._index(int(frame.getPTS()))
                 if index is None:
                     continue  # trimmed by an edit list, or before the first key frame
-                if len(assembler.positions(index)):
-                    y, uv = self._planes(frame)
-                    assembler.put(index, lambda buffers, slot, y=y, uv=uv: self._copy(buffers, slot, y, uv))
-                self._require_no_gap(assembler, index)
+                for (y, uv), slot in assembler.slots(index):
+                    self._copy(frame, y[slot], uv[slot])
                 yield from assembler.ready(index)
-            missing = assembler.missing()
-            if len(missing):
-                raise NvdecError(f"{len(missing)} wanted frames did not come, first at index {missing[0]}")
             yield from assembler.rest()
         finally:
             runtime.finish()  # no copy may still read the decoder's memory when the decoder goes
 
-    def _require_no_gap(self, assembler: Assembler, index: int) -> None:
-        """A batch that is about to be given up on must not be handed over short."""
-        missing = assembler.missing()
-        if len(missing) and index > missing[0] and np.searchsorted(self.info.pts, self.info.pts[index]) - missing[0] >= 16:
-            raise NvdecError(f"the frame at index {missing[0]} did not come")
+    def _lost(self, index: int) -> None:
+        raise NvdecError(f"the wanted frame at index {index} did not come")
 
     def _frames(self) -> Iterator[Any]:
         """Frames as the decoder gives them; each is valid until the next step of this iterator."""
@@ -277,7 +271,7 @@ class NvdecBackend:
             decoder = nv.CreateDecoder(
                 gpuid=self.runtime.gpu,
                 codec=demuxer.GetNvCodecId(),
-                usedevicememory=1,
+                usedevicememory=True,
                 **self.runtime.handles,
             )
             start = int(info.pts[self.plan.runs[0].key])
@@ -296,14 +290,12 @@ class NvdecBackend:
                         continue  # before the key frame that governs the first target
                 behind += packet.pts > last
                 yield from decoder.Decode(packet)
-                if behind > 2 * 16:  # the last target has left every picture buffer
+                if behind > 2 * REORDER:  # the last target has left every picture buffer
                     break
             else:
                 if seen < len(info.pts):
                     raise NvdecError(f"its demuxer gave {seen} packets, the probe found {len(info.pts)} frames")
-            flush = nv.PacketData()
-            flush.bsl, flush.bsl_data, flush.pts = 0, 0, 0
-            yield from decoder.Decode(flush)
+            yield from decoder.Decode(nv.PacketData())  # an empty packet is the end: what is still held comes out
         except NvdecError:
             raise
         except Exception as error:  # the library's two exception classes share no base below Exception
@@ -313,18 +305,15 @@ class NvdecBackend:
         index = int(np.searchsorted(self.info.pts, pts))
         return index if index < len(self.info.pts) and self.info.pts[index] == pts else None
 
-    def _planes(self, frame: Any) -> tuple[Tensor, Tensor]:
-        """Views [H, W] and [H/2, W/2, 2] of the decoder's memory, without waiting for anything."""
+    def _copy(self, frame: Any, y: Tensor, uv: Tensor) -> None:
+        """Enqueue the copy of a frame into y [H, W] and uv [H/2, W/2, 2], without waiting for anything."""
         h, w = self.info.height, self.info.width
-        flat = torch.from_dlpack(frame)
-        if flat.dtype == torch.int16:
-            flat = flat.view(torch.uint16)
-        if flat.shape != (h * 3 // 2, w):
-            raise NvdecError(f"the decoder gives {list(flat.shape)} frames, expected {[h * 3 // 2, w]}")
-        flat = flat.as_strided((h * 3 // 2, w), (w, 1))
-        return flat[:h], flat[h:].view(h // 2, w // 2, 2)
-
-    def _copy(self, buffers: tuple[Tensor, ...], slot: int, y: Tensor, uv: Tensor) -> None:
+        source = torch.from_dlpack(frame)
+        if source.shape != (h * 3 // 2, w):
+            raise NvdecError(f"the decoder gives {list(source.shape)} frames, expected {[h * 3 // 2, w]}")
+        if source.element_size() != y.element_size():
+            raise NvdecError(f"the decoder gives {source.dtype} frames, expected {y.dtype}")
+        source = source.view(y.dtype).as_strided(source.shape, (w, 1))  # frames are unpitched
         shift = 16 - DEPTHS[self.info.pix_fmt] if y.dtype == torch.uint16 else 0
-        self.runtime.copy(buffers[0][slot], y, shift)
-        self.runtime.copy(buffers[1][slot], uv, shift)
+        self.runtime.copy(y, source[:h], shift)
+        self.runtime.copy(uv, source[h:].view(h // 2, w // 2, 2), shift)

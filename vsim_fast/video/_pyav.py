@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from itertools import chain
 
 import av
 import numpy as np
@@ -54,9 +55,11 @@ def open_container(path: str, limits: Limits) -> Iterator[tuple[av.container.Inp
         raise OpenError(path, f"no video container that is read here ({reason})") from None
     with container:
         stream = container.streams.best("video")
-        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+        if stream is None:
             kinds = sorted({s.type for s in container.streams}) or ["no stream"]
             raise NoVideoStream(path, f"the file holds no video stream (found {', '.join(kinds)})")
+        if stream.disposition & av.stream.Disposition.attached_pic:
+            raise NoVideoStream(path, "the file holds no video stream but a cover picture")
         codec = stream.codec_context
         if codec is None:
             raise UnsupportedVideo(path, "FFmpeg has no decoder for its video codec")
@@ -97,9 +100,7 @@ class Decoder:
             return self.context.decode(packet)
         except EOFError:
             return []
-        except (av.FFmpegError, ValueError) as error:
-            if isinstance(error, ValueError) and not isinstance(error, av.FFmpegError):
-                raise
+        except av.FFmpegError:
             self.errors += 1
             return []
 
@@ -110,7 +111,7 @@ class Decoder:
 def scan(path: str, limits: Limits) -> VideoInfo:
     """`VideoInfo` of a file: the times of all packets, and one decoded frame for size, colour and rotation."""
     rows: list[tuple[int | None, bool, int]] = []  # pts, key, duration of each packet that shows a frame
-    first, notes = None, []
+    first, first_key, notes = None, None, []
     with open_container(path, limits) as (container, stream):
         if container.duration and container.duration / av.time_base > limits.max_seconds:
             raise UnsupportedVideo(
@@ -120,10 +121,12 @@ def scan(path: str, limits: Limits) -> VideoInfo:
             notes.append(f"{others} video streams; stream {stream.index}, which FFmpeg takes, is read")
         decode = Decoder(stream, threads=1)
         time_base, rate, announced = stream.time_base, stream.average_rate or stream.guessed_rate, stream.frames
-        codec, formats = decode.context.name, set(container.format.name.split(","))
+        codec, formats = decode.context.codec.canonical_name, set(container.format.name.split(","))
         for packet in packets(container, stream):
             if first is None:
                 first = next(iter(decode(packet)), None)
+            if packet.is_keyframe and first_key is None:
+                first_key = packet.pts  # even of a frame that an edit list hides: decoding starts there
             if not packet.is_discard and is_shown(codec, packet):
                 rows.append((packet.pts, packet.is_keyframe, packet.duration or 0))
             if len(rows) > limits.max_frames:
@@ -135,7 +138,7 @@ def scan(path: str, limits: Limits) -> VideoInfo:
 
     rate = rate or Fraction(25)
     step = max(1, round(1 / (rate * time_base)))
-    reason = distrust(formats, rows)
+    reason = distrust(formats, rows, first_key)
     if reason:
         rows = decode_pass(path, limits)
         notes.append(f"times from a decode pass because {reason}; decoding starts at the beginning")
@@ -196,7 +199,7 @@ def is_shown(codec: str, packet: av.Packet) -> bool:
     return True
 
 
-def distrust(formats: set[str], rows: list[tuple[int | None, bool, int]]) -> str | None:
+def distrust(formats: set[str], rows: list[tuple[int | None, bool, int]], first_key: int | None) -> str | None:
     """Why packet times cannot be the times of decoded frames, or None."""
     if timeless := formats & TIMELESS:
         return f"{min(timeless)} files store no presentation times"
@@ -205,7 +208,6 @@ def distrust(formats: set[str], rows: list[tuple[int | None, bool, int]]) -> str
         return f"{times.count(None)} packets carry no presentation time"
     if len(set(times)) < len(times):
         return f"{len(times) - len(set(times))} packets share a presentation time"
-    first_key = next((pts for pts, key, _ in rows if key), None)
     if first_key is None or min(times) < first_key:
         return "frames come before the first key frame"
     return None
@@ -216,7 +218,7 @@ def decode_pass(path: str, limits: Limits) -> list[tuple[int | None, bool, int]]
     rows = []
     with open_container(path, limits) as (container, stream):
         decode = Decoder(stream, threads=1)
-        for packet in (*(packets(container, stream)), None):
+        for packet in chain(packets(container, stream), (None,)):
             rows += [(frame.pts, bool(frame.key_frame), frame.duration or 0) for frame in decode(packet)]
     if not rows:
         raise CorruptVideo(path, "no frame decodes")
@@ -241,8 +243,8 @@ def color_of(frame: av.VideoFrame) -> tuple[ColorSpec, str | None]:
 def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
     """(rotation, mirrored) of the display matrix, as `VideoInfo` defines them; (0, False) without one.
 
-    The matrix sends a coded point (x, y), y down, to (a·x + c·y, b·x + d·y). A negative determinant mirrors: undoing the
-    left-right flip, which is the last step, leaves a turn whose clockwise angle is atan2(b, a).
+    The matrix sends a coded point (x, y), y down, to (a·x + c·y, b·x + d·y). A negative determinant mirrors: undoing
+    the left-right flip, which is the last step, leaves a turn whose clockwise angle is atan2(b, a).
     """
     for item in frame.side_data:
         if item.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:
@@ -283,28 +285,32 @@ class PyavBackend:
     ):
         self.info, self.plan, self.report = info, plan, report
         self.device, self.threads, self.strict, self.limits = device, threads, strict, limits
+        self.free: list[tuple[Tensor, ...]] = []  # released batches, filled again
         self.write = self._rgb_writer() if output == "rgb" else self._plane_writer()
         self.assembler = Assembler(
-            info, plan, batch_size, report, strict=strict, allocate=self._allocator(output), finish=self._finish
+            info, plan, batch_size, report, on_lost=self._lost, allocate=self._allocator(output), finish=self._finish
         )
 
     def __iter__(self) -> Iterator[FrameBatch]:
         assembler, report = self.assembler, self.report
         for index, frame in self._frames(self.plan, self.threads):
-            report.decoded_frames += 1
-            if len(assembler.positions(index)) and self._accept(frame):
-                assembler.put(index, lambda buffers, slot, frame=frame: self.write(frame, buffers, slot))
+            self._put(index, frame)
             yield from assembler.ready(index)
         missing = assembler.missing()
-        if len(missing) and report.corrupt and self.threads > 1:
-            # Draining frame threads stops at the first error; one thread gets the frames behind it.
-            corrupt = report.corrupt
+        if len(missing) and self.threads > 1:
+            # Draining frame threads stops at the first error, unsaid; one thread gets the frames behind it.
+            counted, report.corrupt = report.corrupt, 0
             for index, frame in self._frames(plan_indices(self.info, missing), threads=1):
-                report.decoded_frames += 1
-                if index in missing and self._accept(frame):
-                    assembler.put(index, lambda buffers, slot, frame=frame: self.write(frame, buffers, slot))
-            report.corrupt = corrupt
+                if index in missing:
+                    self._put(index, frame)
+            report.corrupt = max(counted, report.corrupt)
         yield from assembler.rest()
+
+    def _put(self, index: int, frame: av.VideoFrame) -> None:
+        self.report.decoded_frames += 1
+        if self._accept(frame):
+            for buffers, slot in self.assembler.slots(index):
+                self.write(frame, buffers, slot)
 
     def _frames(self, plan: DecodePlan, threads: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """(index, frame) as the decoder puts them out; frames that belong to no index are left out."""
@@ -313,13 +319,12 @@ class PyavBackend:
             if not self.info.seekable:
                 yield from self._in_decoder_order(container, stream, decode, plan)
             elif plan.keys_only:
-                decode.context.skip_frame = "NONKEY"
                 yield from self._decode(packets(container, stream), decode, plan.pts, only_targets=True)
             else:
                 for run in plan.runs:
-                    targets = plan.pts[np.searchsorted(plan.index, run.first) : np.searchsorted(plan.index, run.last, "right")]
+                    first, stop = np.searchsorted(plan.index, [run.first, run.last + 1])
                     source = packets(container, stream) if run.key == 0 else self._from_key(container, stream, run.key)
-                    yield from self._decode(source, decode, targets)
+                    yield from self._decode(source, decode, plan.pts[first:stop])
 
     def _decode(
         self, source: Iterator[av.Packet], decode: Decoder, targets: np.ndarray, only_targets: bool = False
@@ -335,17 +340,21 @@ class PyavBackend:
                 break
         yield from self._indexed(self._checked(decode, None))
 
-    def _in_decoder_order(self, container, stream, decode: Decoder, plan: DecodePlan):
+    def _in_decoder_order(
+        self, container: av.container.InputContainer, stream: av.VideoStream, decode: Decoder, plan: DecodePlan
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
         """The k-th frame out of the decoder is frame k: what the decode pass of the probe counted."""
         index = 0
-        for packet in (*packets(container, stream), None):
+        for packet in chain(packets(container, stream), (None,)):
             for frame in self._checked(decode, packet):
                 yield index, frame
                 index += 1
             if index > plan.index[-1]:
                 return
 
-    def _from_key(self, container, stream, key: int) -> Iterator[av.Packet]:
+    def _from_key(
+        self, container: av.container.InputContainer, stream: av.VideoStream, key: int
+    ) -> Iterator[av.Packet]:
         """Packets from the one of key frame `key` on. A seek that lands late is repeated from earlier."""
         wanted = int(self.info.pts[key])
         earlier = np.flatnonzero(self.info.is_key[:key])
@@ -396,23 +405,31 @@ class PyavBackend:
             )
         return False
 
+    def _lost(self, index: int) -> None:
+        if self.strict:
+            at = float(self.info.pts_seconds[index])
+            raise CorruptVideo(self.info.path, f"frame {index} does not decode", pts_seconds=at)
+
     def _allocator(self, output: str) -> Callable[[int], tuple[Tensor, ...]]:
         h, w, pinned = self.info.height, self.info.width, self.device.type == "cuda"
         dtype = torch.uint8 if output == "rgb" or PLANAR[self.info.pix_fmt] == 8 else torch.uint16
+        shapes = [(h, w, 3)] if output == "rgb" else [(h, w), (-(-h // 2), -(-w // 2), 2)]
 
-        def allocate(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=dtype, pin_memory=pinned)
+        def allocate(count: int) -> tuple[Tensor, ...]:
+            for n, buffers in enumerate(self.free):
+                if len(buffers[0]) == count:
+                    return self.free.pop(n)
+            return tuple(torch.empty((count, *shape), dtype=dtype, pin_memory=pinned) for shape in shapes)
 
-        if output == "rgb":
-            return lambda count: (allocate(count, h, w, 3),)
-        return lambda count: (allocate(count, h, w), allocate(count, -(-h // 2), -(-w // 2), 2))
+        return allocate
 
     def _rgb_writer(self) -> Callable[[av.VideoFrame, tuple[Tensor, ...], int], None]:
         reformatter = VideoReformatter()  # kept: a new one per frame sets swscale up again each time
 
         def write(frame: av.VideoFrame, buffers: tuple[Tensor, ...], slot: int) -> None:
             picture = reformatter.reformat(frame, format="rgb24", threads=1)
-            buffers[0].numpy()[slot] = rows(picture.planes[0], self.info.width * 3).reshape(*buffers[0].shape[1:])
+            flat = buffers[0].numpy()[slot].reshape(self.info.height, -1)
+            flat[:] = rows(picture.planes[0], flat.shape[1])
 
         return write
 
@@ -436,8 +453,17 @@ class PyavBackend:
         return write
 
     def _finish(self, buffers: tuple[Tensor, ...], **fields) -> FrameBatch:
-        buffers = tuple(buffer.to(self.device, non_blocking=True) for buffer in buffers)
-        return FrameBatch(**fields, **dict(zip(("rgb",) if len(buffers) == 1 else ("y", "uv"), buffers, strict=True)))
+        names = ("rgb",) if len(buffers) == 1 else ("y", "uv")
+        if self.device.type != "cpu":  # the pinned copy goes back to torch, which waits for the upload
+            uploaded = (buffer.to(self.device, non_blocking=True) for buffer in buffers)
+            return FrameBatch(**fields, **dict(zip(names, uploaded, strict=True)))
+        pending = [buffers]
+
+        def release() -> None:
+            if pending:  # fresh memory for every batch would cost more in page faults than the copy into it
+                self.free.append(pending.pop())
+
+        return FrameBatch(**fields, **dict(zip(names, buffers, strict=True)), on_release=release)
 
 
 def rows(plane: av.video.plane.VideoPlane, width: int, dtype: np.dtype | type = np.uint8) -> np.ndarray:

@@ -22,6 +22,11 @@ MAX_THREADS = 16
 ALL_FRAMES = Sampling("all")
 
 
+def usable_cores() -> int:
+    """Cores this process may run on; the affinity mask is Linux's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def open_video(
     path: str | os.PathLike,
     sampling: Sampling = ALL_FRAMES,
@@ -51,7 +56,7 @@ def open_video(
             range, BT.601 limited where untagged), or "auto": planes on CUDA where the file has them, else rgb.
         threads: decoder threads of PyAV; default the usable cores, at most 16.
         image_fps: frame rate of a folder of images, default 3.
-        apply_rotation: False reports rotation 0, not mirrored. Pixels are never turned here: consumers turn after resizing.
+        apply_rotation: False reports rotation 0, not mirrored. Pixels are never turned here, but after resizing.
         limits: largest video accepted.
     Raises:
         OpenError, NoVideoStream, UnsupportedVideo, CorruptVideo: the file.  UsageError: an argument.
@@ -77,7 +82,7 @@ def open_video(
         info = replace(info, rotation=0, mirrored=False)
     return VideoReader(
         info, sampling, decoder=decoder, device=device, batch_size=batch_size, strict=on_error == "raise",
-        output=output, threads=threads or min(len(os.sched_getaffinity(0)), MAX_THREADS), limits=limits,
+        output=output, threads=threads or min(usable_cores(), MAX_THREADS), limits=limits,
     )  # fmt: skip
 
 
@@ -133,9 +138,8 @@ class VideoReader:
 
             try:
                 yield from _nvdec.NvdecBackend(
-                    self.info, self.plan, self.report,
-                    batch_size=self._batch_size, device=self._device, strict=self._strict,
-                )  # fmt: skip
+                    self.info, self.plan, self.report, batch_size=self._batch_size, device=self._device
+                )
                 return
             except _nvdec.NvdecError as error:
                 if self._named:

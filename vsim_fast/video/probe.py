@@ -65,7 +65,9 @@ def gate(path: str | os.PathLike) -> tuple[str, os.stat_result]:
         raise OpenError(path, error.strerror or str(error)) from None
     for start, kind in SCRIPTS.items():
         if head.startswith(start):
-            raise OpenError(path, f"this is {kind}, which is refused because it names other files; name the video itself")
+            raise OpenError(
+                path, f"this is {kind}, which is refused because it names other files; name the video itself"
+            )
     return absolute, status
 
 

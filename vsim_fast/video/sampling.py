@@ -4,7 +4,7 @@ Every rule is named, because they all differ: at 1 fps a 300-frame clip of 30000
 
     time_grid       0, 29, 59, ..., 269, 299   the frame on screen at k/fps
     closest         0, 30, 60, ..., 270, 299   the frame whose start is nearest to k/fps
-    ffmpeg_fps      29, 59, ..., 269, 299, …   FFmpeg's `fps` filter with round=down
+    ffmpeg_fps      29, 59, ..., 269, 299      FFmpeg's `fps` filter with round=down
     segment_mid     14, 43, ..., 275           middles of equal runs (VideoLLaMA3)
     floor_n         0, 30, ..., 270            arange(n)·N // n (transformers)
     per_second_int  0, 29, 58, ..., 290        whole-number rate, drifts (CLIP4Clip)
@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 
@@ -287,9 +288,7 @@ def plan_indices(info: VideoInfo, index: np.ndarray) -> DecodePlan:
     # A seek pays when decoding on from one target to the key frame of the next would cost more.
     cuts = np.flatnonzero(governing[1:] - index[:-1] > SEEK_COST) + 1
     bounds = [0, *cuts.tolist(), len(index)]
-    runs = tuple(
-        Run(int(governing[a]), int(index[a]), int(index[b - 1])) for a, b in zip(bounds, bounds[1:], strict=False)
-    )
+    runs = tuple(Run(int(governing[a]), int(index[a]), int(index[b - 1])) for a, b in pairwise(bounds))
     keys_only = bool(info.seekable and info.is_key[index].all())
     cost = len(np.unique(index)) if keys_only else sum(run.cost for run in runs)
     return DecodePlan(index, info.pts[index], runs, cost, keys_only)
