@@ -100,7 +100,7 @@ def planes_to_rgb(
 def resize_and_normalise(
     rgb: Tensor, *, size, crop, mean, std, interpolation: str, rotation: int, mirrored: bool, dtype, out: Tensor | None
 ) -> Tensor:
-    """[B, 3, h, w] `dtype` from [B, 3, H, W] levels. Not rounded after the filter; clamped to 0..255 once, at the end."""
+    """[B, 3, h, w] `dtype` from [B, 3, H, W] levels. Not rounded after the filter; clamped to 0..255 at the end."""
     (h, w), (top, left, height, width) = coded_window(size, crop, rotation, mirrored)
     vertical = resize_matrix(rgb.shape[2], h, interpolation, top, height).to(rgb)
     horizontal = resize_matrix(rgb.shape[3], w, interpolation, left, width).to(rgb)

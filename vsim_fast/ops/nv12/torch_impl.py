@@ -1,4 +1,4 @@
-"""The CPU path: whole levels, then torch's uint8 antialiased resize: SIMD for interleaved RGB, and rounding as PIL does."""
+"""The CPU path: whole levels, then torch's uint8 antialiased resize: SIMD for interleaved RGB, rounds as PIL does."""
 
 from __future__ import annotations
 
