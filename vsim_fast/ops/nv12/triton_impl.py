@@ -28,10 +28,12 @@ ALIGN = 8  # chunks start at multiples of this many chroma columns: 16-byte load
 def _load_words(at, cols, inside, right_inside, PAIRED: tl.constexpr, BITS: tl.constexpr):
     """[KH, KW] words of two codes, the left one in the low half; `at` points to words if PAIRED, else to codes."""
     if PAIRED:
-        return tl.load(at + cols, inside, 0)
-    left = tl.load(at + 2 * cols, inside, 0).to(tl.int32) & ((1 << BITS) - 1)
-    right = tl.load(at + 2 * cols + 1, right_inside, 0).to(tl.int32)
-    return (left | (right << BITS)).to(tl.int16 if BITS == 8 else tl.int32)
+        words = tl.load(at + cols, inside, 0)
+    else:
+        left = tl.load(at + 2 * cols, inside, 0).to(tl.int32) & ((1 << BITS) - 1)
+        right = tl.load(at + 2 * cols + 1, right_inside, 0).to(tl.int32)
+        words = (left | (right << BITS)).to(tl.int16 if BITS == 8 else tl.int32)
+    return words
 
 
 @triton.jit
