@@ -20,13 +20,15 @@ class CompileCase(NamedTuple):
     constexprs: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 3
+    archs: tuple[int, ...] = (80, 90)
+    """Compute capabilities the launcher uses it on."""
 
 
 def compile_case(case: CompileCase, arch: int) -> dict[str, int]:
     """Compile `case` for compute capability `arch` (80, 90) and count what one program takes.
 
     Returns:
-        registers per thread; spill_bytes stored and loaded per thread; shared_bytes per program; stack bytes per thread.
+        registers, spill_bytes (stored and loaded) and stack bytes per thread; shared_bytes per program.
     Raises:
         whatever Triton raises when the kernel does not compile.
     """

@@ -67,7 +67,7 @@ def nv12_to_pixels(
         raise ValueError(f"matrix must be one of {sorted(LUMA_WEIGHTS)}, got {matrix!r}")
     if not (bit_depth == 8 if y.dtype == torch.uint8 else 9 <= bit_depth <= 16):
         raise ValueError(f"bit_depth must be 8 for uint8 and 9 to 16 for uint16, got {bit_depth} for {y.dtype}")
-    picture = _checked_picture(len(y), y.device, size, crop, mean, std, interpolation, rotation, mirrored, dtype, out)
+    picture = _picture(len(y), y.device, size, crop, mean, std, interpolation, rotation, mirrored, dtype, out)
     run = choose("nv12_to_pixels", y.device.type, backend)
     return run(y, uv, matrix=matrix, full_range=full_range, bit_depth=bit_depth, **picture)
 
@@ -95,13 +95,11 @@ def rgb_to_pixels(
         raise TypeError(f"rgb must be uint8, got {rgb.dtype}")
     if rgb.ndim != 4 or rgb.shape[3] != 3 or 0 in rgb.shape[1:]:
         raise ValueError(f"rgb must be [B, H, W, 3] with H, W > 0, got shape {tuple(rgb.shape)}")
-    picture = _checked_picture(len(rgb), rgb.device, size, crop, mean, std, interpolation, rotation, mirrored, dtype, out)
+    picture = _picture(len(rgb), rgb.device, size, crop, mean, std, interpolation, rotation, mirrored, dtype, out)
     return choose("rgb_to_pixels", rgb.device.type, backend)(rgb, **picture)
 
 
-def _checked_picture(
-    batch, device, size, crop, mean, std, interpolation, rotation, mirrored, dtype, out
-) -> dict[str, object]:
+def _picture(batch, device, size, crop, mean, std, interpolation, rotation, mirrored, dtype, out) -> dict[str, object]:
     """The options both functions share, checked, as keywords of the backends."""
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size must be (height, width), both at least 1, got {size}")
@@ -116,10 +114,9 @@ def _checked_picture(
         raise ValueError(f"rotation must be 0, 90, 180 or 270 degrees, got {rotation}")
     if dtype not in DTYPES:
         raise TypeError(f"dtype must be float16, bfloat16 or float32, got {dtype}")
-    if out is not None and (out.shape != (batch, 3, height, width) or out.dtype != dtype or out.device != device):
-        raise ValueError(
-            f"out must be {(batch, 3, height, width)} {dtype} on {device}, got {tuple(out.shape)} {out.dtype} on {out.device}"
-        )
+    want = (batch, 3, height, width)
+    if out is not None and (tuple(out.shape), out.dtype, out.device) != (want, dtype, device):
+        raise ValueError(f"out must be {want} {dtype} on {device}, got {tuple(out.shape)} {out.dtype} on {out.device}")
     return dict(
         size=tuple(size), crop=crop, mean=tuple(mean), std=tuple(std), interpolation=interpolation,
         rotation=rotation, mirrored=mirrored, dtype=dtype, out=out,

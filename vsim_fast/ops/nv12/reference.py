@@ -13,7 +13,7 @@ SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}  # filter radius in output pixels wh
 
 
 def yuv_coefficients(matrix: str, full_range: bool, bit_depth: int) -> tuple[float, ...]:
-    """(y_offset, c_offset, y_scale, rv, gu, gv, bu): R = y_scale·(Y − y_offset) + rv·(V − c_offset) and so on, in 0..255.
+    """(y_offset, c_offset, y_scale, rv, gu, gv, bu): R = y_scale·(Y − y_offset) + rv·(V − c_offset), …, in 0..255.
 
     Source: ITU-R BT.601, BT.709, BT.2020 (non-constant luminance), H.273 for the ranges.
     """
@@ -62,7 +62,7 @@ def resize_weights(in_size: int, out_size: int, interpolation: str) -> tuple[Ten
 def resize_matrix(in_size: int, out_size: int, interpolation: str, first: int, count: int) -> Tensor:
     """float64 [count, in_size]: the filter as a banded matrix, for outputs first .. first + count − 1 of `out_size`."""
     start, weights = (table[first : first + count] for table in resize_weights(in_size, out_size, interpolation))
-    columns = (start[:, None] + torch.arange(weights.shape[1])).clamp(max=in_size - 1)  # beyond the edge the weight is 0
+    columns = (start[:, None] + torch.arange(weights.shape[1])).clamp(max=in_size - 1)  # weight 0 beyond
     return torch.zeros(count, in_size, dtype=torch.float64).scatter_add_(1, columns, weights)
 
 
@@ -85,7 +85,9 @@ def orient(pictures: Tensor, rotation: int, mirrored: bool) -> Tensor:
     return turned.flip(-1) if mirrored else turned
 
 
-def planes_to_rgb(y: Tensor, uv: Tensor, *, matrix: str, full_range: bool, bit_depth: int, dtype: torch.dtype) -> Tensor:
+def planes_to_rgb(
+    y: Tensor, uv: Tensor, *, matrix: str, full_range: bool, bit_depth: int, dtype: torch.dtype
+) -> Tensor:
     """[B, 3, H, W] whole levels 0..255 in `dtype`: each chroma pair serves its 2×2 pixels, clamped, rounded half up."""
     y0, c0, y_scale, rv, gu, gv, bu = yuv_coefficients(matrix, full_range, bit_depth)
     luma = (y.to(dtype) - y0) * y_scale
@@ -96,9 +98,9 @@ def planes_to_rgb(y: Tensor, uv: Tensor, *, matrix: str, full_range: bool, bit_d
 
 
 def resize_and_normalise(
-    rgb: Tensor, *, size, crop, mean, std, interpolation: str, rotation: int, mirrored: bool, dtype: torch.dtype, out: Tensor | None
+    rgb: Tensor, *, size, crop, mean, std, interpolation: str, rotation: int, mirrored: bool, dtype, out: Tensor | None
 ) -> Tensor:
-    """[B, 3, h, w] `dtype` from [B, 3, H, W] levels. Not rounded after the filter; clamped to 0..255 once, at its end."""
+    """[B, 3, h, w] `dtype` from [B, 3, H, W] levels. Not rounded after the filter; clamped to 0..255 at the end."""
     (h, w), (top, left, height, width) = coded_window(size, crop, rotation, mirrored)
     vertical = resize_matrix(rgb.shape[2], h, interpolation, top, height).to(rgb)
     horizontal = resize_matrix(rgb.shape[3], w, interpolation, left, width).to(rgb)

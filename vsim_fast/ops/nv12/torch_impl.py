@@ -1,4 +1,4 @@
-"""The CPU path: whole-level RGB, torch's uint8 antialiased resize (SIMD for interleaved RGB, rounds as PIL), one affine map."""
+"""The CPU path: whole levels, then torch's uint8 antialiased resize: SIMD for interleaved RGB, rounds as PIL does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vsim_fast.ops.nv12.reference import coded_window, orient, yuv_coefficients
 
-FRACTION_BITS = 5  # int16 holds -600..900 levels with 5 bits behind the point: off by at most one level, in 3 % of values
+FRACTION_BITS = 5  # int16 holds ±1023 levels with 5 bits behind the point: 1 % of the values come out one level off
 
 
 def planes_to_rgb(y: Tensor, uv: Tensor, *, matrix: str, full_range: bool, bit_depth: int) -> Tensor:
@@ -36,7 +36,7 @@ def nv12_to_pixels(y: Tensor, uv: Tensor, *, matrix: str, full_range: bool, bit_
 
 
 def rgb_to_pixels(
-    rgb: Tensor, *, size, crop, mean, std, interpolation: str, rotation: int, mirrored: bool, dtype: torch.dtype, out: Tensor | None
+    rgb: Tensor, *, size, crop, mean, std, interpolation: str, rotation: int, mirrored: bool, dtype, out: Tensor | None
 ) -> Tensor:
     """See `vsim_fast.ops.nv12.rgb_to_pixels`."""
     full, (top, left, height, width) = coded_window(size, crop, rotation, mirrored)

@@ -1,13 +1,14 @@
-"""One launch from 4:2:0 planes to normalised pixels: a tile of outputs is Wv · RGB · Whᵀ, RGB made on the way into the dots.
+"""One launch from 4:2:0 planes to normalised pixels: a tile of outputs is Wv · RGB · Whᵀ, RGB made on the way in.
 
-A program owns TH×TW outputs of one frame and walks the source block that their filters reach, in chunks of KH×KW chroma
-positions. Each chunk becomes RGB in registers, split by column parity so that the chroma pair needs no upsampling and the two
-luma neighbours arrive as one 16-bit word; the row and column orders of the filter matrices are split the same way. Levels are
-kept as 1024 + level: there fp16 steps by exactly one, so that adding 1024 rounds; the bias leaves with the fp32 sums.
+A program owns TH×TW outputs of one frame and walks the source block that their filters reach, in chunks of KH×KW
+chroma positions. Each chunk becomes RGB in registers, split by row and column parity, so that chroma needs no
+upsampling and two luma neighbours arrive as one 16-bit word; the filter matrices are split the same way. Levels are
+kept as 1024 + level: there fp16 steps by exactly one, so adding 1024 rounds. The bias leaves with the fp32 sums.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -18,15 +19,45 @@ from torch import Tensor
 from vsim_fast.ops._triton_compile import CompileCase
 from vsim_fast.ops.nv12.reference import coded_window, resize_matrix, yuv_coefficients
 
-TH, TW, KH, KW = 32, 64, 16, 64  # outputs per program; chroma rows and columns per step
-NUM_WARPS, NUM_STAGES = 8, 2
+TH, TW, KH, KW = 32, 64, 32, 64  # outputs per program; chroma rows and columns per step
+NUM_WARPS, NUM_STAGES = 8, 3
 ALIGN = 8  # chunks start at multiples of this many chroma columns: 16-byte loads
 
 
 @triton.jit
-def _levels(luma, chroma, y_scale):
-    """fp16 1024 + level, rounded and clamped; `chroma` also holds the luma offset."""
-    unit = tl.minimum(tl.maximum(luma * y_scale + chroma, 0.0), 1.0)
+def _load_words(at, cols, inside, right_inside, PAIRED: tl.constexpr, BITS: tl.constexpr):
+    """[KH, KW] words of two codes, the left one in the low half; `at` points to words if PAIRED, else to codes."""
+    if PAIRED:
+        words = tl.load(at + cols, inside, 0)
+    else:
+        left = tl.load(at + 2 * cols, inside, 0).to(tl.int32) & ((1 << BITS) - 1)
+        right = tl.load(at + 2 * cols + 1, right_inside, 0).to(tl.int32)
+        words = (left | (right << BITS)).to(tl.int16 if BITS == 8 else tl.int32)
+    return words
+
+
+@triton.jit
+def _halves(word, BITS: tl.constexpr):
+    """The low and the high half of each word, as numbers: fp16 for 8 bits, else fp32."""
+    if BITS == 8:  # fp16 1024 + n has the bit pattern 0x6400 + n: no conversion instruction, two pixels per operation
+        low = ((word & 0xFF) | 0x6400).to(tl.float16, bitcast=True) - 1024.0
+        high = (((word >> 8) & 0xFF) | 0x6400).to(tl.float16, bitcast=True) - 1024.0
+    else:
+        low = (word & 0xFFFF).to(tl.float32)
+        high = ((word >> 16) & 0xFFFF).to(tl.float32)
+    return low, high
+
+
+@triton.jit
+def _levels(luma, chroma, y_scale: tl.constexpr, SATURATE: tl.constexpr):
+    """fp16 1024 + level, clamped and rounded; `chroma` is on the 0..1 scale and holds the luma offset."""
+    if SATURATE:  # two pixels' multiply, add and clamp in one instruction; Triton would clamp by two more
+        unit = tl.inline_asm_elementwise(
+            "fma.rn.sat.f16x2 $0, $1, $2, $3;", "=r,r,r,r", [luma, tl.full((), y_scale, tl.float16), chroma],
+            dtype=tl.float16, is_pure=True, pack=2,
+        )  # fmt: skip
+    else:
+        unit = tl.minimum(tl.maximum(luma * y_scale + chroma, 0.0), 1.0)
     return (unit * 255.0 + 1024.0).to(tl.float16)
 
 
@@ -38,14 +69,14 @@ def _store(out_at, levels, mask, scale, bias):
 @triton.jit
 def nv12_to_pixels_kernel(
     y_ptr, uv_ptr, out_ptr, wv_ptr, wh_ptr, v_sum_ptr, v_span_ptr, h_span_ptr,
-    height, width, pairs, out_h, out_w, tiles_h, tiles_w,
+    height, width, out_h, out_w, tiles_h, tiles_w, pairs,
     y_stride_b, y_stride_h, uv_stride_b, uv_stride_h,
     out_base, out_stride_b, out_stride_c, out_stride_h, out_stride_w,
     v_reach, h_reach,
     scale_r, scale_g, scale_b, bias_r, bias_g, bias_b,
     y_scale: tl.constexpr, y_bias: tl.constexpr, c_bias: tl.constexpr,
     rv: tl.constexpr, gu: tl.constexpr, gv: tl.constexpr, bu: tl.constexpr,
-    PAIRED: tl.constexpr, BITS: tl.constexpr, COMPUTE: tl.constexpr,
+    PAIRED: tl.constexpr, QUANTUM: tl.constexpr, BITS: tl.constexpr, SATURATE: tl.constexpr,
     TH: tl.constexpr, TW: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
@@ -56,66 +87,56 @@ def nv12_to_pixels_kernel(
     first_col, col_count = tl.load(h_span_ptr + tile_w * 2) * ALIGN, tl.load(h_span_ptr + tile_w * 2 + 1)
     wv_at = wv_ptr + (tile_h * 2 * TH + tl.arange(0, TH))[:, None] * v_reach  # [TH, 1]
     wh_at = wh_ptr + (tile_w * 2 * TW + tl.arange(0, TW))[None, :] * h_reach  # [1, TW]
-    y_ptr += b * y_stride_b
-    uv_ptr += b * uv_stride_b
+    y_ptr += b * y_stride_b * QUANTUM
+    uv_ptr += b * uv_stride_b * QUANTUM
     v_bias = tl.load(v_sum_ptr + oh)[:, None] * 1024.0  # [TH, 1], what the 1024 adds to each filtered row
-    CODE: tl.constexpr = (1 << BITS) - 1
 
     out_r = tl.zeros((TH, TW), tl.float32)
     out_g = tl.zeros((TH, TW), tl.float32)
     out_b = tl.zeros((TH, TW), tl.float32)
-    for col in range(0, col_count, KW):
-        cols = first_col + col + tl.arange(0, KW)
-        cols_inside = (cols < pairs)[None, :]
-        r0 = tl.zeros((TH, KW), tl.float32)  # filtered down the rows; even columns
-        g0 = tl.zeros((TH, KW), tl.float32)
-        b0 = tl.zeros((TH, KW), tl.float32)
-        r1 = tl.zeros((TH, KW), tl.float32)  # odd columns
-        g1 = tl.zeros((TH, KW), tl.float32)
-        b1 = tl.zeros((TH, KW), tl.float32)
-        for row in range(0, row_count, KH):
-            rows = first_row + row + tl.arange(0, KH)
-            inside = (2 * rows < height)[:, None] & cols_inside
-            uv_at = uv_ptr + rows[:, None].to(tl.int64) * uv_stride_h
-            if PAIRED:
-                uv = tl.load(uv_at + cols[None, :], inside, 0)  # [KH, KW] words, u below v
-                u, v = uv & CODE, (uv >> BITS) & CODE
-            else:
-                u = tl.load(uv_at + 2 * cols[None, :], inside, 0).to(tl.int32) & CODE
-                v = tl.load(uv_at + 2 * cols[None, :] + 1, inside, 0).to(tl.int32) & CODE
-            u = u.to(COMPUTE) - c_bias
-            v = v.to(COMPUTE) - c_bias
-            chroma_r = v * rv + y_bias
-            chroma_g = u * gu + (v * gv + y_bias)
-            chroma_b = u * bu + y_bias
-            for parity in tl.static_range(2):
-                luma_rows = 2 * rows + parity
-                inside = (luma_rows < height)[:, None] & cols_inside
-                y_at = y_ptr + luma_rows[:, None].to(tl.int64) * y_stride_h
-                if PAIRED:
-                    y = tl.load(y_at + cols[None, :], inside, 0)  # [KH, KW] words, the left pixel below the right one
-                    y0, y1 = y & CODE, (y >> BITS) & CODE
-                else:
-                    right_inside = inside & (2 * cols + 1 < width)[None, :]
-                    y0 = tl.load(y_at + 2 * cols[None, :], inside, 0).to(tl.int32) & CODE
-                    y1 = tl.load(y_at + 2 * cols[None, :] + 1, right_inside, 0).to(tl.int32) & CODE
-                y0 = y0.to(COMPUTE)
-                y1 = y1.to(COMPUTE)
-                wv = tl.load(wv_at + parity * TH * v_reach + row + tl.arange(0, KH)[None, :])  # [TH, KH]
-                r0 = tl.dot(wv, _levels(y0, chroma_r, y_scale), r0)
-                g0 = tl.dot(wv, _levels(y0, chroma_g, y_scale), g0)
-                b0 = tl.dot(wv, _levels(y0, chroma_b, y_scale), b0)
-                r1 = tl.dot(wv, _levels(y1, chroma_r, y_scale), r1)
-                g1 = tl.dot(wv, _levels(y1, chroma_g, y_scale), g1)
-                b1 = tl.dot(wv, _levels(y1, chroma_b, y_scale), b1)
-        wh0 = tl.load(wh_at + col + tl.arange(0, KW)[:, None])  # [KW, TW]
-        wh1 = tl.load(wh_at + TW * h_reach + col + tl.arange(0, KW)[:, None])
-        out_r = tl.dot((r0 - v_bias).to(tl.float16), wh0, out_r)
-        out_g = tl.dot((g0 - v_bias).to(tl.float16), wh0, out_g)
-        out_b = tl.dot((b0 - v_bias).to(tl.float16), wh0, out_b)
-        out_r = tl.dot((r1 - v_bias).to(tl.float16), wh1, out_r)
-        out_g = tl.dot((g1 - v_bias).to(tl.float16), wh1, out_g)
-        out_b = tl.dot((b1 - v_bias).to(tl.float16), wh1, out_b)
+    r0 = tl.zeros((TH, KW), tl.float32)  # filtered down the rows; even columns
+    g0 = tl.zeros((TH, KW), tl.float32)
+    b0 = tl.zeros((TH, KW), tl.float32)
+    r1 = tl.zeros((TH, KW), tl.float32)  # odd columns
+    g1 = tl.zeros((TH, KW), tl.float32)
+    b1 = tl.zeros((TH, KW), tl.float32)
+    row_steps = tl.cdiv(row_count, KH)
+    for step in range(tl.cdiv(col_count, KW) * row_steps):  # one loop, so that loads run ahead into the next columns
+        row, col = step % row_steps * KH, step // row_steps * KW
+        rows = first_row + row + tl.arange(0, KH)
+        cols = (first_col + col + tl.arange(0, KW))[None, :]
+        cols_inside, right_inside = cols < pairs * QUANTUM, 2 * cols + 1 < width
+        inside = (2 * rows < height)[:, None] & cols_inside
+        uv_at = uv_ptr + rows[:, None].to(tl.int64) * uv_stride_h * QUANTUM
+        u, v = _halves(_load_words(uv_at, cols, inside, inside, PAIRED, BITS), BITS)
+        u -= c_bias
+        v -= c_bias
+        chroma_r = v * rv + y_bias
+        chroma_g = u * gu + (v * gv + y_bias)
+        chroma_b = u * bu + y_bias
+        for parity in tl.static_range(2):
+            luma_rows = 2 * rows + parity
+            inside = (luma_rows < height)[:, None] & cols_inside
+            y_at = y_ptr + luma_rows[:, None].to(tl.int64) * y_stride_h * QUANTUM
+            y0, y1 = _halves(_load_words(y_at, cols, inside, inside & right_inside, PAIRED, BITS), BITS)
+            wv = tl.load(wv_at + parity * TH * v_reach + row + tl.arange(0, KH)[None, :])  # [TH, KH]
+            r0 = tl.dot(wv, _levels(y0, chroma_r, y_scale, SATURATE), r0)
+            g0 = tl.dot(wv, _levels(y0, chroma_g, y_scale, SATURATE), g0)
+            b0 = tl.dot(wv, _levels(y0, chroma_b, y_scale, SATURATE), b0)
+            r1 = tl.dot(wv, _levels(y1, chroma_r, y_scale, SATURATE), r1)
+            g1 = tl.dot(wv, _levels(y1, chroma_g, y_scale, SATURATE), g1)
+            b1 = tl.dot(wv, _levels(y1, chroma_b, y_scale, SATURATE), b1)
+        if row + KH >= row_count:  # these columns are done: across them, then start anew
+            wh0 = tl.load(wh_at + col + tl.arange(0, KW)[:, None])  # [KW, TW]
+            wh1 = tl.load(wh_at + TW * h_reach + col + tl.arange(0, KW)[:, None])
+            out_r = tl.dot((r0 - v_bias).to(tl.float16), wh0, out_r)
+            out_g = tl.dot((g0 - v_bias).to(tl.float16), wh0, out_g)
+            out_b = tl.dot((b0 - v_bias).to(tl.float16), wh0, out_b)
+            out_r = tl.dot((r1 - v_bias).to(tl.float16), wh1, out_r)
+            out_g = tl.dot((g1 - v_bias).to(tl.float16), wh1, out_g)
+            out_b = tl.dot((b1 - v_bias).to(tl.float16), wh1, out_b)
+            r0, g0, b0 = tl.zeros_like(r0), tl.zeros_like(g0), tl.zeros_like(b0)
+            r1, g1, b1 = tl.zeros_like(r1), tl.zeros_like(g1), tl.zeros_like(b1)
 
     offsets = oh[:, None].to(tl.int64) * out_stride_h + ow[None, :].to(tl.int64) * out_stride_w
     out_at = out_ptr + out_base + b * out_stride_b + offsets
@@ -127,13 +148,14 @@ def nv12_to_pixels_kernel(
 
 @lru_cache(maxsize=32)
 def _filter_tables(
-    in_size: int, out_size: int, interpolation: str, first: int, count: int, tile: int, step: int, align: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`resize_matrix` cut into tiles of outputs, each from the first position its filters reach; zero-padded, so that the
-    kernel needs no mask. A position is a pair of input pixels.
+    in_size: int, out_size: int, interpolation: str, first: int, count: int, tile: int, step: int, align: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`resize_matrix` cut into tiles of outputs, each from the first position its filters reach on; padded with zeros,
+    so that the kernel needs no mask. A position is a pair of input pixels.
 
     Returns:
-        weights: fp16 [tiles, 2, tile, reach], of input pixel 2·(begin + j) + parity; reach is a multiple of 16 and `step`.
+        weights: fp16 [tiles, 2, tile, reach], of input pixel 2·(begin + j) + parity; `reach` is a multiple of `step`.
         sums: fp32 [tiles · tile], of the rounded weights.
         spans: int32 [tiles, 2], begin / align and the number of positions.
     """
@@ -143,7 +165,7 @@ def _filter_tables(
         used = band.ne(0).any(0).nonzero().flatten() // 2
         begin, end = int(used[0]) // align * align, int(used[-1]) + 1
         bands.append((band[:, 2 * begin : 2 * end], begin // align, end - begin))
-    reach = triton.cdiv(max(length for *_, length in bands), max(step, 16)) * max(step, 16)
+    reach = triton.cdiv(max(length for *_, length in bands), step) * step
     weights = torch.zeros(len(bands), tile, reach, 2, dtype=torch.float64)
     for table, (band, _, _) in zip(weights, bands, strict=True):
         table.flatten(1)[: band.shape[0], : band.shape[1]] = band
@@ -161,14 +183,17 @@ def _words(plane: Tensor, bits: int) -> Tensor | None:
     return plane.view(torch.int16 if bits == 8 else torch.int32)
 
 
-def _constexprs(matrix: str, full_range: bool, bit_depth: int, paired: bool) -> dict[str, object]:
+def _constexprs(
+    matrix: str, full_range: bool, bit_depth: int, paired: bool, quantum: int, saturate: bool
+) -> dict[str, object]:
     """Compile-time arguments. The colour coefficients are among them so that the compiler moves the raw words, not RGB,
-    through shared memory: it hoists a layout change over arithmetic with constants alone."""
+    through shared memory: it hoists a layout change over arithmetic with constants alone. `quantum` divides the width
+    and the strides, which come divided by it: then loads of that many words are known to be aligned."""
     y_offset, c_offset, y_scale, rv, gu, gv, bu = yuv_coefficients(matrix, full_range, bit_depth)
     return dict(
         y_scale=y_scale / 255, y_bias=-y_scale * y_offset / 255, c_bias=c_offset,
         rv=rv / 255, gu=gu / 255, gv=gv / 255, bu=bu / 255,
-        PAIRED=paired, BITS=8 if bit_depth == 8 else 16, COMPUTE=tl.float16 if bit_depth == 8 else tl.float32,
+        PAIRED=paired, QUANTUM=quantum, BITS=8 if bit_depth == 8 else 16, SATURATE=bit_depth == 8 and saturate,
         TH=TH, TW=TW, KH=KH, KW=KW, ALIGN=ALIGN,
     )  # fmt: skip
 
@@ -177,7 +202,7 @@ def nv12_to_pixels(
     y: Tensor, uv: Tensor, *, size, crop, mean, std, matrix: str, full_range: bool, bit_depth: int,
     interpolation: str, rotation: int, mirrored: bool, dtype: torch.dtype, out: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """See `vsim_fast.ops.nv12.nv12_to_pixels`. Filter weights and filtered rows are fp16, sums fp32; 8-bit colour is fp16."""
+    """See `vsim_fast.ops.nv12.nv12_to_pixels`. Weights, filtered rows and 8-bit colour are fp16, all sums fp32."""
     batch, height, width = y.shape
     if out is None:
         out = torch.empty(batch, 3, *crop[2:], dtype=dtype, device=y.device)
@@ -188,14 +213,16 @@ def nv12_to_pixels(
     wh, _, h_span = _filter_tables(width, full[1], interpolation, left, out_w, TW, KW, ALIGN, y.device)
 
     bits = 8 * y.itemsize
-    uv = uv.contiguous().flatten(2) if uv.stride()[2:] != (2, 1) else uv.flatten(2)  # [B, ceil(H/2), 2·ceil(W/2)]
     y = y if y.stride(2) == 1 else y.contiguous()
+    uv = (uv if uv.stride()[2:] == (2, 1) else uv.contiguous()).flatten(2)  # [B, ceil(H/2), 2·ceil(W/2)]
     y_words, uv_words = _words(y, bits), _words(uv, bits)
     paired = y_words is not None and uv_words is not None
     if paired:
         y, uv = y_words, uv_words
     elif bits == 16:
         y, uv = y.view(torch.int16), uv.view(torch.int16)
+    steps = ((width + 1) // 2, *y.stride()[:2], *uv.stride()[:2])
+    quantum = math.gcd(16, *steps) if paired else 1
 
     base, h_stride, w_stride, shown_h, shown_w = 0, *out.stride()[2:], *crop[2:]
     if mirrored:
@@ -203,41 +230,40 @@ def nv12_to_pixels(
     for _ in range(rotation // 90):  # write through the inverse of a counter-clockwise quarter turn
         base += (shown_h - 1) * h_stride
         h_stride, w_stride, shown_h, shown_w = w_stride, -h_stride, shown_w, shown_h
+    saturate = isinstance(nv12_to_pixels_kernel, triton.JITFunction)  # the interpreter knows no PTX
     with torch.cuda.device_of(y):
         nv12_to_pixels_kernel[(batch * len(v_span) * len(h_span),)](
             y, uv, out, wv, wh, v_sum, v_span, h_span,
-            height, width, (width + 1) // 2, out_h, out_w, len(v_span), len(h_span),
-            *y.stride()[:2], *uv.stride()[:2],
+            height, width, out_h, out_w, len(v_span), len(h_span), *(step // quantum for step in steps),
             base, *out.stride()[:2], h_stride, w_stride,
             wv.shape[3], wh.shape[3],
             *(1 / (255 * s) for s in std), *(-m / s for m, s in zip(mean, std, strict=True)),
-            **_constexprs(matrix, full_range, bit_depth, paired), num_warps=NUM_WARPS, num_stages=NUM_STAGES,
+            **_constexprs(matrix, full_range, bit_depth, paired, quantum, saturate),
+            num_warps=NUM_WARPS, num_stages=NUM_STAGES,
         )  # fmt: skip
     return out
 
 
 def compile_cases() -> list[CompileCase]:
-    """The specialisations of aligned 8- and 10-bit frames, and of odd ones."""
+    """The specialisations of 8- and 10-bit frames: aligned, less aligned, and of odd width (quantum 0: not paired)."""
 
-    def case(name: str, plane: str, out: str, paired: bool, bits: int) -> CompileCase:
-        names = nv12_to_pixels_kernel.arg_names
-        constexprs = _constexprs("bt709", False, 8 if bits == 8 else 10, paired)
+    def case(name: str, plane: str, out: str, bit_depth: int, quantum: int) -> CompileCase:
+        constexprs = _constexprs("bt709", False, bit_depth, quantum > 0, max(quantum, 1), True)
         pointers = dict(
             y_ptr=plane, uv_ptr=plane, out_ptr=out, wv_ptr="*fp16", wh_ptr="*fp16",
             v_sum_ptr="*fp32", v_span_ptr="*i32", h_span_ptr="*i32",
         )  # fmt: skip
-        floats = names[names.index("scale_r") : names.index("y_scale")]
-        signature = {name: "fp32" if name in floats else "i32" for name in names if name not in constexprs}
-        aligned = ["v_reach", "h_reach"]
-        aligned += ["pairs", "y_stride_b", "y_stride_h", "uv_stride_b", "uv_stride_h"] if paired else []
-        signature |= {name: kind + ":16" for name, kind in pointers.items()}
-        signature |= {name: "i32:16" for name in aligned}
+        names = [name for name in nv12_to_pixels_kernel.arg_names if name not in constexprs]
+        signature = {name: "fp32" if name.startswith(("scale_", "bias_")) else "i32" for name in names}
+        signature |= {name: kind + ":16" for name, kind in (pointers | dict(v_reach="i32", h_reach="i32")).items()}
+        name = f"nv12_to_pixels-{name}"
         return CompileCase(name, nv12_to_pixels_kernel, signature, constexprs, NUM_WARPS, NUM_STAGES)
 
     return [
-        case("nv12_to_pixels-8bit-fp16", "*i16", "*fp16", True, 8),
-        case("nv12_to_pixels-8bit-fp32", "*i16", "*fp32", True, 8),
-        case("nv12_to_pixels-10bit-bf16", "*i32", "*bf16", True, 16),
-        case("nv12_to_pixels-8bit-odd-fp16", "*u8", "*fp16", False, 8),
-        case("nv12_to_pixels-10bit-odd-fp16", "*i16", "*fp16", False, 16),
+        case("8bit-fp16", "*i16", "*fp16", 8, 16),
+        case("8bit-fp32", "*i16", "*fp32", 8, 16),
+        case("8bit-1080_wide-fp16", "*i16", "*fp16", 8, 4),
+        case("10bit-bf16", "*i32", "*bf16", 10, 16),
+        case("8bit-odd-fp16", "*u8", "*fp16", 8, 0),
+        case("10bit-odd-fp16", "*i16", "*fp16", 10, 0),
     ]
