@@ -192,13 +192,16 @@ def frame_means_kernel(
     tl.store(means_ptr + t * dim + d, tl.sum(total, 0) / tl.maximum(positions, 1), mask=d < dim)
 
 
+NO_ROW = tl.constexpr(0x7FFFFFFF)
+
+
 # ---- best match ------------------------------------------------------------------------------------------------------
 @triton.jit
 def pack(score, index):
     """int64 that orders by score, then by lower index."""
     bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)  # -0.0 is 0.0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
+    return (ordered.to(tl.int64) << 32) | (NO_ROW - index).to(tl.int64)
 
 
 @triton.jit
@@ -222,14 +225,11 @@ def best_match_kernel(
     scores = cosine(acc, inverse_row, inverse_col)
     scores = tl.where(scores == scores, scores, 3.0)  # NaN outranks all and is put back by the launcher
     scores = tl.where((row[:, None] < rows_a) & (col[None, :] < rows_b), scores, -3.0)
-    across, at_col = tl.max(scores, 1, return_indices=True)
-    down, at_row = tl.max(scores, 0, return_indices=True)
-    tl.atomic_max(
-        best_a_ptr + n * rows_a + row, pack(across, (tile % tiles_b) * BM + at_col), mask=row < rows_a, sem="relaxed"
-    )
-    tl.atomic_max(
-        best_b_ptr + n * rows_b + col, pack(down, (tile // tiles_b) * BM + at_row), mask=col < rows_b, sem="relaxed"
-    )
+    across, down = tl.max(scores, 1), tl.max(scores, 0)
+    at_col = tl.min(tl.where(scores == across[:, None], col[None, :], NO_ROW), 1)  # a second sweep of the registers
+    at_row = tl.min(tl.where(scores == down[None, :], row[:, None], NO_ROW), 0)  # beats carrying pairs: fewer of them
+    tl.atomic_max(best_a_ptr + n * rows_a + row, pack(across, at_col), mask=row < rows_a, sem="relaxed")
+    tl.atomic_max(best_b_ptr + n * rows_b + col, pack(down, at_row), mask=col < rows_b, sem="relaxed")
 
 
 # ---- launchers -------------------------------------------------------------------------------------------------------
@@ -401,25 +401,48 @@ MEANS = Tile(32, 128, 4, 3)
 
 # ---- what the compile test compiles ----------------------------------------------------------------------------------
 def compile_cases() -> list[CompileCase]:
-    """Every kernel as the launchers above would call it for T = 100, P = 1024, D = 1152 (T = 600 for long clips)."""
-    sizes = {"rows": "i32", "dim": "i32:16"}
-    x_strides = {"stride_xn": "i32:16", "stride_xm": "i32:16"}
+    """The kernels as launched for T = 100, P = 1024, D = 1152; `even` where M is a multiple of 16, as P is and T not."""
+    half, single = torch.float16, torch.float32
     cases = []
 
-    def add(name: str, kernel, signature: dict[str, str], constexprs: dict, tile: Tile) -> None:
+    def add(name: str, kernel, tile: Tile, pointers: str, integers: str, **constexprs) -> None:
+        """`pointers` name:type, `integers` names; both divisible by 16 unless marked with a trailing ~."""
+        signature = {name: f"*{kind}:16" for name, kind in (item.split(":") for item in pointers.split())}
+        signature |= {name.rstrip("~"): "i32" if name.endswith("~") else "i32:16" for name in integers.split()}
         cases.append(CompileCase(name, kernel, signature, constexprs, tile.num_warps, tile.num_stages))
 
-    for dtype, label in ((torch.float16, "fp16"), (torch.bfloat16, "bf16"), (torch.float32, "fp32")):
-        for diagonal in (True, False):
-            for stats in (False, True):
-                tile = choose_tile(1024, dtype, one_operand=diagonal)
-                add(
-                    f"gram-{'diagonal' if diagonal else 'upper'}-{'stats' if stats else 'store'}-{label}",
-                    gram_kernel,
-                    {"x_ptr": f"*{label}:16", "inverse_ptr": "*fp32:16", "out_ptr": f"*{label}:16"}
-                    | {"stats_ptr": "*fp32:16"} | sizes | {"tiles": "i32", "pairs": "i32"} | x_strides
-                    | {"stride_on": "i32:16", "stride_om": "i32:16"},
-                    {"stride_xd": 1, "stride_oc": 1, "DIAGONAL": diagonal, "STATS": stats, "BM": tile.bm, "BK": tile.bk},
-                    tile,
-                )
+    for kind, dtype, rows, diagonal, stats in (
+        ("fp16", half, 100, True, False), ("fp16", half, 100, True, True),
+        ("fp16", half, 1024, True, False), ("fp16", half, 1024, False, False), ("fp16", half, 1024, False, True),
+        ("bf16", torch.bfloat16, 1024, False, False),
+        ("fp32", single, 100, True, False), ("fp32", single, 1024, False, False),
+    ):  # fmt: skip
+        tile = choose_tile(rows, dtype, one_operand=diagonal)
+        odd = "~" if rows % 16 else ""
+        add(
+            f"gram-{'diagonal' if diagonal else 'upper'}-{'stats' if stats else 'store'}-M{rows}-{kind}",
+            gram_kernel, tile, f"x_ptr:{kind} inverse_ptr:fp32 out_ptr:{kind} stats_ptr:fp32",
+            f"rows{odd} dim tiles~ pairs~ stride_xn stride_xm stride_on stride_om{odd}",
+            stride_xd=1, stride_oc=1, DIAGONAL=diagonal, STATS=stats, BM=tile.bm, BK=tile.bk,
+        )  # fmt: skip
+    tile = choose_tile(1024, half, one_operand=False)
+    add(
+        "best_match-fp16", best_match_kernel, tile,
+        "a_ptr:fp16 b_ptr:fp16 inverse_a_ptr:fp32 inverse_b_ptr:fp32 best_a_ptr:i64 best_b_ptr:i64",
+        "rows_a~ rows_b~ dim tiles_a~ tiles_b~ stride_an stride_am stride_bn stride_bm",
+        stride_ad=1, stride_bd=1, BM=tile.bm, BK=tile.bk,
+    )  # fmt: skip
+    tile = topk_tile(1024, half)
+    add(
+        "topk-fp16", topk_kernel, tile, "x_ptr:fp16 inverse_ptr:fp32 values_ptr:fp32 indices_ptr:i64",
+        "rows dim tiles stride_xn stride_xm", stride_xd=1, K=5, SLOTS=8, BM=tile.bm, BK=tile.bk,
+    )  # fmt: skip
+    add(
+        "inverse_norms-fp16", inverse_norms_kernel, NORMS, "x_ptr:fp16 inverse_ptr:fp32",
+        "rows dim blocks stride_xn stride_xm", stride_xd=1, BM=NORMS.bm, BK=NORMS.bk,
+    )  # fmt: skip
+    add(
+        "frame_means-fp16", frame_means_kernel, MEANS, "x_ptr:fp16 means_ptr:fp32",
+        "positions dim blocks~ stride_xt stride_xp", stride_xd=1, BP=MEANS.bm, BD=MEANS.bk,
+    )  # fmt: skip
     return cases
