@@ -20,6 +20,8 @@ class CompileCase(NamedTuple):
     constexprs: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 3
+    archs: tuple[int, ...] = (80, 90)
+    """Compute capabilities the launcher uses it on."""
 
 
 def compile_case(case: CompileCase, arch: int) -> dict[str, int]:

@@ -225,10 +225,11 @@ def best_match_kernel(
     scores = cosine(acc, inverse_row, inverse_col)
     scores = tl.where(scores == scores, scores, 3.0)  # NaN outranks all and is put back by the launcher
     scores = tl.where((row[:, None] < rows_a) & (col[None, :] < rows_b), scores, -3.0)
-    across, down = tl.max(scores, 1), tl.max(scores, 0)
-    at_col = tl.min(tl.where(scores == across[:, None], col[None, :], NO_ROW), 1)  # a second sweep of the registers
-    at_row = tl.min(tl.where(scores == down[None, :], row[:, None], NO_ROW), 0)  # beats carrying pairs: fewer of them
+    across = tl.max(scores, 1)
+    at_col = tl.min(tl.where(scores == across[:, None], col[None, :], NO_ROW), 1)  # a second sweep takes fewer registers
     tl.atomic_max(best_a_ptr + n * rows_a + row, pack(across, at_col), mask=row < rows_a, sem="relaxed")
+    down = tl.max(scores, 0)
+    at_row = tl.min(tl.where(scores == down[None, :], row[:, None], NO_ROW), 0)
     tl.atomic_max(best_b_ptr + n * rows_b + col, pack(down, at_row), mask=col < rows_b, sem="relaxed")
 
 
@@ -278,7 +279,8 @@ def best_match(a: Tensor, b: Tensor) -> BestMatch:
     check_dtype(a)
     pairs, rows_a, dim = a.shape
     rows_b = b.shape[1]
-    tile = choose_tile(max(rows_a, rows_b), a.dtype, one_operand=False)
+    hopper = a.is_cuda and torch.cuda.get_device_capability(a.device) >= (9, 0)
+    tile = best_match_tile(max(rows_a, rows_b), a.dtype, hopper)
     tiles_a, tiles_b = triton.cdiv(rows_a, tile.bm), triton.cdiv(rows_b, tile.bm)
     best = [torch.full((pairs, rows), LOWEST, dtype=torch.int64, device=a.device) for rows in (rows_a, rows_b)]
     if pairs:
@@ -289,6 +291,13 @@ def best_match(a: Tensor, b: Tensor) -> BestMatch:
             )  # fmt: skip
     (scores_ab, index_ab), (scores_ba, index_ba) = map(unpack, best)
     return BestMatch(scores_ab, index_ab, scores_ba, index_ba)
+
+
+def best_match_tile(rows: int, dtype: torch.dtype, hopper: bool) -> Tile:
+    """Two sweeps over a tile need so many registers that 8 warps leave room for one program per SM; 4 warps leave room
+    for two, but spill with the warp-level matrix instructions of earlier GPUs."""
+    tile = choose_tile(rows, dtype, one_operand=False)
+    return tile._replace(num_warps=4) if hopper else tile
 
 
 def unpack(best: Tensor) -> tuple[Tensor, Tensor]:
@@ -405,11 +414,11 @@ def compile_cases() -> list[CompileCase]:
     half, single = torch.float16, torch.float32
     cases = []
 
-    def add(name: str, kernel, tile: Tile, pointers: str, integers: str, **constexprs) -> None:
+    def add(name: str, kernel, tile: Tile, pointers: str, integers: str, archs=(80, 90), **constexprs) -> None:
         """`pointers` name:type, `integers` names; both divisible by 16 unless marked with a trailing ~."""
         signature = {name: f"*{kind}:16" for name, kind in (item.split(":") for item in pointers.split())}
         signature |= {name.rstrip("~"): "i32" if name.endswith("~") else "i32:16" for name in integers.split()}
-        cases.append(CompileCase(name, kernel, signature, constexprs, tile.num_warps, tile.num_stages))
+        cases.append(CompileCase(name, kernel, signature, constexprs, tile.num_warps, tile.num_stages, archs))
 
     for kind, dtype, rows, diagonal, stats in (
         ("fp16", half, 100, True, False), ("fp16", half, 100, True, True),
@@ -425,13 +434,14 @@ def compile_cases() -> list[CompileCase]:
             f"rows{odd} dim tiles~ pairs~ stride_xn stride_xm stride_on stride_om{odd}",
             stride_xd=1, stride_oc=1, DIAGONAL=diagonal, STATS=stats, BM=tile.bm, BK=tile.bk,
         )  # fmt: skip
-    tile = choose_tile(1024, half, one_operand=False)
-    add(
-        "best_match-fp16", best_match_kernel, tile,
-        "a_ptr:fp16 b_ptr:fp16 inverse_a_ptr:fp32 inverse_b_ptr:fp32 best_a_ptr:i64 best_b_ptr:i64",
-        "rows_a~ rows_b~ dim tiles_a~ tiles_b~ stride_an stride_am stride_bn stride_bm",
-        stride_ad=1, stride_bd=1, BM=tile.bm, BK=tile.bk,
-    )  # fmt: skip
+    for arch in (80, 90):
+        tile = best_match_tile(1369, half, hopper=arch == 90)
+        add(
+            f"best_match-{tile.num_warps}-warps-fp16", best_match_kernel, tile,
+            "a_ptr:fp16 b_ptr:fp16 inverse_a_ptr:fp32 inverse_b_ptr:fp32 best_a_ptr:i64 best_b_ptr:i64",
+            "rows_a~ rows_b~ dim tiles_a~ tiles_b~ stride_an stride_am stride_bn stride_bm",
+            archs=(arch,), stride_ad=1, stride_bd=1, BM=tile.bm, BK=tile.bk,
+        )  # fmt: skip
     tile = topk_tile(1024, half)
     add(
         "topk-fp16", topk_kernel, tile, "x_ptr:fp16 inverse_ptr:fp32 values_ptr:fp32 indices_ptr:i64",
