@@ -14,7 +14,7 @@ _HOME = {  # public name -> subpackage, loaded on first access
     "rgb_to_pixels": "nv12",
     "derivatives": "derivatives",
 }
-__all__ = list(_HOME)  # noqa: PLE0605
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

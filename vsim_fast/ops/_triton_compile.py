@@ -28,7 +28,7 @@ def compile_case(case: CompileCase, arch: int) -> dict[str, int]:
     """Compile `case` for compute capability `arch` (80, 90) and count what one program takes.
 
     Returns:
-        registers per thread; spill_bytes stored and loaded per thread; shared_bytes per program; stack bytes per thread.
+        registers, spill_bytes (stored and loaded) and stack bytes per thread; shared_bytes per program.
     Raises:
         whatever Triton raises when the kernel does not compile.
     """

@@ -20,7 +20,6 @@ from vsim_fast.ops._triton_compile import CompileCase
 from vsim_fast.ops.cosine._results import BestMatch, SimilarityStats, TopMatches, pool
 
 
-# ---- tiles -----------------------------------------------------------------------------------------------------------
 @triton.jit
 def dot_tile(
     a_ptr, b_ptr, row, col, rows_a, rows_b, dim, stride_am, stride_ad, stride_bm, stride_bd,
@@ -66,7 +65,6 @@ def upper_pair(index):
     return index - j * (j - 1) // 2, j
 
 
-# ---- Gram matrices ---------------------------------------------------------------------------------------------------
 @triton.jit
 def gram_kernel(
     x_ptr, inverse_ptr, out_ptr, stats_ptr, rows, dim, tiles, pairs,
@@ -174,7 +172,6 @@ def topk_kernel(
     tl.store(indices_ptr + target, index.to(tl.int64), mask=kept)
 
 
-# ---- frame means -----------------------------------------------------------------------------------------------------
 @triton.jit
 def frame_means_kernel(
     x_ptr, means_ptr, positions, dim, blocks, stride_xt, stride_xp, stride_xd, BP: tl.constexpr, BD: tl.constexpr
@@ -192,16 +189,12 @@ def frame_means_kernel(
     tl.store(means_ptr + t * dim + d, tl.sum(total, 0) / tl.maximum(positions, 1), mask=d < dim)
 
 
-NO_ROW = tl.constexpr(0x7FFFFFFF)
-
-
-# ---- best match ------------------------------------------------------------------------------------------------------
 @triton.jit
 def pack(score, index):
     """int64 that orders by score, then by lower index."""
     bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)  # -0.0 is 0.0
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ordered.to(tl.int64) << 32) | (NO_ROW - index).to(tl.int64)
+    return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - index).to(tl.int64)
 
 
 @triton.jit
@@ -225,15 +218,15 @@ def best_match_kernel(
     scores = cosine(acc, inverse_row, inverse_col)
     scores = tl.where(scores == scores, scores, 3.0)  # NaN outranks all and is put back by the launcher
     scores = tl.where((row[:, None] < rows_a) & (col[None, :] < rows_b), scores, -3.0)
+    # Value, then index: carrying both through one reduction takes more registers than a second sweep.
     across = tl.max(scores, 1)
-    at_col = tl.min(tl.where(scores == across[:, None], col[None, :], NO_ROW), 1)  # a second sweep takes fewer registers
+    at_col = tl.min(tl.where(scores == across[:, None], col[None, :], 0x7FFFFFFF), 1)
     tl.atomic_max(best_a_ptr + n * rows_a + row, pack(across, at_col), mask=row < rows_a, sem="relaxed")
     down = tl.max(scores, 0)
-    at_row = tl.min(tl.where(scores == down[None, :], row[:, None], NO_ROW), 0)
+    at_row = tl.min(tl.where(scores == down[None, :], row[:, None], 0x7FFFFFFF), 0)
     tl.atomic_max(best_b_ptr + n * rows_b + col, pack(down, at_row), mask=col < rows_b, sem="relaxed")
 
 
-# ---- launchers -------------------------------------------------------------------------------------------------------
 class Tile(NamedTuple):
     """Block sizes and launch options of a Gram-like kernel."""
 
@@ -241,6 +234,10 @@ class Tile(NamedTuple):
     bk: int
     num_warps: int
     num_stages: int
+
+
+NORMS = Tile(16, 256, 4, 3)
+MEANS = Tile(32, 128, 4, 3)
 
 
 def choose_tile(rows: int, dtype: torch.dtype, *, one_operand: bool, few: bool = False) -> Tile:
@@ -282,7 +279,8 @@ def best_match(a: Tensor, b: Tensor) -> BestMatch:
     hopper = a.is_cuda and torch.cuda.get_device_capability(a.device) >= (9, 0)
     tile = best_match_tile(max(rows_a, rows_b), a.dtype, hopper)
     tiles_a, tiles_b = triton.cdiv(rows_a, tile.bm), triton.cdiv(rows_b, tile.bm)
-    best = [torch.full((pairs, rows), LOWEST, dtype=torch.int64, device=a.device) for rows in (rows_a, rows_b)]
+    lowest = torch.iinfo(torch.int64).min
+    best = [torch.full((pairs, rows), lowest, dtype=torch.int64, device=a.device) for rows in (rows_a, rows_b)]
     if pairs:
         with torch.cuda.device_of(a):
             best_match_kernel[(pairs * tiles_a * tiles_b,)](
@@ -317,15 +315,17 @@ def gram(x: Tensor, reduce: str | None, k: int, out: Tensor | None):
     tiles = triton.cdiv(rows, tile.bm)
     pairs = tiles * (tiles - 1) // 2
     inverse = torch.empty(matrices, rows, dtype=torch.float32, device=x.device)
-    stats = None
+    stats, out_strides = None, (0, 0, 0)
     if reduce == "stats":
         stats = torch.empty(matrices, tiles + pairs, 4, dtype=torch.float32, device=x.device)
+    else:
+        out_strides = out.stride()
     for diagonal, count in ((True, tiles), (False, pairs)):
         if matrices * count:
             launch = tile if diagonal else choose_tile(rows, x.dtype, one_operand=False, few=matrices == 1)
             with torch.cuda.device_of(x):
                 gram_kernel[(matrices * count,)](
-                    x, inverse, out, stats, rows, dim, tiles, pairs, *x.stride(), *(out.stride() if stats is None else (0, 0, 0)),
+                    x, inverse, out, stats, rows, dim, tiles, pairs, *x.stride(), *out_strides,
                     DIAGONAL=diagonal, STATS=stats is not None, BM=tile.bm, BK=tile.bk, **options(launch),
                 )  # fmt: skip
     return out if stats is None else pool_tiles(stats.double(), rows, tile.bm)
@@ -403,14 +403,8 @@ def options(tile: Tile) -> dict[str, int]:
     return {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True}
 
 
-LOWEST = -(1 << 63)
-NORMS = Tile(16, 256, 4, 3)
-MEANS = Tile(32, 128, 4, 3)
-
-
-# ---- what the compile test compiles ----------------------------------------------------------------------------------
 def compile_cases() -> list[CompileCase]:
-    """The kernels as launched for T = 100, P = 1024, D = 1152; `even` where M is a multiple of 16, as P is and T not."""
+    """The kernels as launched for T = 100, P = 1024, D = 1152; best match for P = 1369."""
     half, single = torch.float16, torch.float32
     cases = []
 
