@@ -11,8 +11,6 @@ from importlib import import_module
 from vsim_fast.ops._dispatch import IMPLS
 from vsim_fast.ops._triton_compile import compile_case
 
-ARCHS = (80, 90)
-
 
 def main() -> None:
     modules = sorted({impls["triton"] for impls in IMPLS.values() if "triton" in impls})
@@ -20,7 +18,7 @@ def main() -> None:
         f"{case.name}-sm_{arch}": compile_case(case, arch)
         for module in modules
         for case in import_module(f"vsim_fast.ops.{module}").compile_cases()
-        for arch in ARCHS
+        for arch in case.archs
     }))  # fmt: skip
 
 

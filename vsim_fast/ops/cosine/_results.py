@@ -56,7 +56,9 @@ def pool(mean: Tensor, squares: Tensor, low: Tensor, high: Tensor, count: Tensor
 def merge_stats(parts: Iterable[SimilarityStats]) -> SimilarityStats:
     """Statistics over every entry of every matrix in `parts`: scalars, on the CPU. The parts may differ in `count`."""
     columns = [
-        torch.stack([part.mean, part.std, part.min, part.max, torch.full_like(part.mean, part.count)]).cpu().flatten(1)
+        torch.stack([part.mean, part.std, part.min, part.max, torch.full_like(part.mean, part.count)])
+        .cpu()
+        .reshape(5, -1)
         for part in parts
     ]
     if not columns:

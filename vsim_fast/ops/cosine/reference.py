@@ -1,8 +1,8 @@
 """Plain torch: the oracle in float64, and what a CPU runs.
 
-Blocks of matrices are normalised into a float32 copy and multiplied; scratch stays within SCRATCH_BYTES (one matrix,
-or for the reductions one block of its rows, if that is more). Position and intra-frame similarity are one function
-on [N, M, D]: N matrices over M vectors.
+Position and intra-frame similarity are one function on [N, M, D]: N matrices over M vectors. Where only the triangle
+is multiplied, the vectors are read in place and the norms divide the products, so that float32 input is never copied.
+Scratch stays within SCRATCH_BYTES, or one matrix and its vectors in float32 if that is more.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ def _gram_store(x: Tensor, out: Tensor) -> Tensor:
     matrices, rows, dim = x.shape
     dtype = _compute_dtype(x)
     for block in _blocks(matrices, rows * (rows + dim) * dtype.itemsize):
-        unit, target = _unit(x[block]), out[block]  # [b, M, D] [b, M, M]
+        wide, target = x[block].to(dtype), out[block]  # [b, M, D] [b, M, M]
+        inverse = _inverse_norm(wide)  # [b, M]
         scores = target if target.dtype == dtype else torch.empty(target.shape, dtype=dtype, device=x.device)
         for start in range(0, rows, PANEL):
-            stop = start + PANEL
-            panel = scores[:, start:stop, start:]  # [b, 256, M - start]
-            torch.bmm(unit[:, start:stop], unit[:, start:].mT, out=panel).clamp_(-1, 1)
-            scores[:, stop:, start:stop] = panel[:, :, PANEL:].mT
+            panel = scores[:, start : start + PANEL, start:]  # [b, 256, M - start]
+            _cosine_panel(wide, inverse, start, panel)
+            scores[:, start + PANEL :, start : start + PANEL] = panel[:, :, PANEL:].mT
         if scores is not target:
             target.copy_(scores)
     return out
@@ -87,15 +87,18 @@ def _gram_stats(x: Tensor) -> SimilarityStats:
     mean, squares, low, high = torch.zeros(4, matrices, dtype=torch.float64, device=x.device)
     low.fill_(torch.inf), high.fill_(-torch.inf)
     for block in _blocks(matrices, rows * (min(rows, PANEL) + dim) * dtype.itemsize):
-        unit = _unit(x[block])  # [b, M, D]
-        mean[block] = unit.sum(1).double().square().sum(1) / rows**2  # the sum of a Gram matrix is a squared norm
+        wide = x[block].to(dtype)  # [b, M, D]
+        inverse = _inverse_norm(wide)  # [b, M]
+        total = torch.bmm(inverse[:, None], wide)  # [b, 1, D]: the entries of a Gram matrix sum to its squared norm
+        mean[block] = total.double().square().sum((1, 2)) / rows**2
         for start in range(0, rows, PANEL):
-            panel = torch.bmm(unit[:, start : start + PANEL], unit[:, start:].mT).clamp_(-1, 1)  # [b, 256, M - start]
+            panel = torch.empty(len(wide), min(PANEL, rows - start), rows - start, dtype=dtype, device=x.device)
+            _cosine_panel(wide, inverse, start, panel)
             low[block] = torch.minimum(low[block], panel.amin((1, 2)).double())
             high[block] = torch.maximum(high[block], panel.amax((1, 2)).double())
             panel -= mean[block, None, None].to(dtype)
-            twice, once = panel[:, :, PANEL:], panel[:, :, :PANEL]  # right of the diagonal block, and that block
-            squares[block] += 2 * _square_sum(twice) + _square_sum(once)
+            once, twice = panel[:, :, :PANEL], panel[:, :, PANEL:]  # the diagonal block, and what is mirrored
+            squares[block] += _square_sum(once) + 2 * _square_sum(twice)
     return SimilarityStats(mean, (squares / rows**2).sqrt(), low, high, count=rows**2)
 
 
@@ -124,11 +127,23 @@ def _blocks(count: int, bytes_each: int) -> Iterator[slice]:
         yield slice(start, min(start + step, count))
 
 
+def _inverse_norm(x: Tensor) -> Tensor:
+    """1 / norm of x [..., D]; 0 for a zero vector."""
+    norm = torch.linalg.vector_norm(x, dim=-1)
+    return torch.where(norm != 0, 1 / norm, 0)
+
+
+def _cosine_panel(x: Tensor, inverse: Tensor, start: int, out: Tensor) -> None:
+    """The panel of the upper triangle whose first row and column are `start`, into out [b, r, M - start]."""
+    stop = start + out.shape[1]
+    torch.bmm(x[:, start:stop], x[:, start:].mT, out=out)
+    out.mul_(inverse[:, start:stop, None]).mul_(inverse[:, None, start:]).clamp_(-1, 1)
+
+
 def _unit(x: Tensor) -> Tensor:
     """x [..., D] over its norm in the compute dtype; a zero vector stays zero."""
     x = x.to(_compute_dtype(x))
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / norm.where(norm != 0, 1)
+    return x * _inverse_norm(x).unsqueeze(-1)
 
 
 def _square_sum(x: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from vsim_fast.ops._triton_compile import CompileCase
 from vsim_fast.ops.cosine._results import BestMatch, SimilarityStats, TopMatches, pool
 
 
-# ---- tiles -----------------------------------------------------------------------------------------------------------
 @triton.jit
 def dot_tile(
     a_ptr, b_ptr, row, col, rows_a, rows_b, dim, stride_am, stride_ad, stride_bm, stride_bd,
@@ -66,7 +65,6 @@ def upper_pair(index):
     return index - j * (j - 1) // 2, j
 
 
-# ---- Gram matrices ---------------------------------------------------------------------------------------------------
 @triton.jit
 def gram_kernel(
     x_ptr, inverse_ptr, out_ptr, stats_ptr, rows, dim, tiles, pairs,
@@ -174,7 +172,6 @@ def topk_kernel(
     tl.store(indices_ptr + target, index.to(tl.int64), mask=kept)
 
 
-# ---- frame means -----------------------------------------------------------------------------------------------------
 @triton.jit
 def frame_means_kernel(
     x_ptr, means_ptr, positions, dim, blocks, stride_xt, stride_xp, stride_xd, BP: tl.constexpr, BD: tl.constexpr
@@ -192,7 +189,6 @@ def frame_means_kernel(
     tl.store(means_ptr + t * dim + d, tl.sum(total, 0) / tl.maximum(positions, 1), mask=d < dim)
 
 
-# ---- best match ------------------------------------------------------------------------------------------------------
 @triton.jit
 def pack(score, index):
     """int64 that orders by score, then by lower index."""
@@ -222,17 +218,15 @@ def best_match_kernel(
     scores = cosine(acc, inverse_row, inverse_col)
     scores = tl.where(scores == scores, scores, 3.0)  # NaN outranks all and is put back by the launcher
     scores = tl.where((row[:, None] < rows_a) & (col[None, :] < rows_b), scores, -3.0)
-    across, at_col = tl.max(scores, 1, return_indices=True)
-    down, at_row = tl.max(scores, 0, return_indices=True)
-    tl.atomic_max(
-        best_a_ptr + n * rows_a + row, pack(across, (tile % tiles_b) * BM + at_col), mask=row < rows_a, sem="relaxed"
-    )
-    tl.atomic_max(
-        best_b_ptr + n * rows_b + col, pack(down, (tile // tiles_b) * BM + at_row), mask=col < rows_b, sem="relaxed"
-    )
+    # Value, then index: carrying both through one reduction takes more registers than a second sweep.
+    across = tl.max(scores, 1)
+    at_col = tl.min(tl.where(scores == across[:, None], col[None, :], 0x7FFFFFFF), 1)
+    tl.atomic_max(best_a_ptr + n * rows_a + row, pack(across, at_col), mask=row < rows_a, sem="relaxed")
+    down = tl.max(scores, 0)
+    at_row = tl.min(tl.where(scores == down[None, :], row[:, None], 0x7FFFFFFF), 0)
+    tl.atomic_max(best_b_ptr + n * rows_b + col, pack(down, at_row), mask=col < rows_b, sem="relaxed")
 
 
-# ---- launchers -------------------------------------------------------------------------------------------------------
 class Tile(NamedTuple):
     """Block sizes and launch options of a Gram-like kernel."""
 
@@ -240,6 +234,10 @@ class Tile(NamedTuple):
     bk: int
     num_warps: int
     num_stages: int
+
+
+NORMS = Tile(16, 256, 4, 3)
+MEANS = Tile(32, 128, 4, 3)
 
 
 def choose_tile(rows: int, dtype: torch.dtype, *, one_operand: bool, few: bool = False) -> Tile:
@@ -278,9 +276,11 @@ def best_match(a: Tensor, b: Tensor) -> BestMatch:
     check_dtype(a)
     pairs, rows_a, dim = a.shape
     rows_b = b.shape[1]
-    tile = choose_tile(max(rows_a, rows_b), a.dtype, one_operand=False)
+    hopper = a.is_cuda and torch.cuda.get_device_capability(a.device) >= (9, 0)
+    tile = best_match_tile(max(rows_a, rows_b), a.dtype, hopper)
     tiles_a, tiles_b = triton.cdiv(rows_a, tile.bm), triton.cdiv(rows_b, tile.bm)
-    best = [torch.full((pairs, rows), LOWEST, dtype=torch.int64, device=a.device) for rows in (rows_a, rows_b)]
+    lowest = torch.iinfo(torch.int64).min
+    best = [torch.full((pairs, rows), lowest, dtype=torch.int64, device=a.device) for rows in (rows_a, rows_b)]
     if pairs:
         with torch.cuda.device_of(a):
             best_match_kernel[(pairs * tiles_a * tiles_b,)](
@@ -289,6 +289,13 @@ def best_match(a: Tensor, b: Tensor) -> BestMatch:
             )  # fmt: skip
     (scores_ab, index_ab), (scores_ba, index_ba) = map(unpack, best)
     return BestMatch(scores_ab, index_ab, scores_ba, index_ba)
+
+
+def best_match_tile(rows: int, dtype: torch.dtype, hopper: bool) -> Tile:
+    """Two sweeps over a tile need so many registers that 8 warps leave room for one program per SM; 4 warps leave room
+    for two, but spill with the warp-level matrix instructions of earlier GPUs."""
+    tile = choose_tile(rows, dtype, one_operand=False)
+    return tile._replace(num_warps=4) if hopper else tile
 
 
 def unpack(best: Tensor) -> tuple[Tensor, Tensor]:
@@ -308,15 +315,17 @@ def gram(x: Tensor, reduce: str | None, k: int, out: Tensor | None):
     tiles = triton.cdiv(rows, tile.bm)
     pairs = tiles * (tiles - 1) // 2
     inverse = torch.empty(matrices, rows, dtype=torch.float32, device=x.device)
-    stats = None
+    stats, out_strides = None, (0, 0, 0)
     if reduce == "stats":
         stats = torch.empty(matrices, tiles + pairs, 4, dtype=torch.float32, device=x.device)
+    else:
+        out_strides = out.stride()
     for diagonal, count in ((True, tiles), (False, pairs)):
         if matrices * count:
             launch = tile if diagonal else choose_tile(rows, x.dtype, one_operand=False, few=matrices == 1)
             with torch.cuda.device_of(x):
                 gram_kernel[(matrices * count,)](
-                    x, inverse, out, stats, rows, dim, tiles, pairs, *x.stride(), *(out.stride() if stats is None else (0, 0, 0)),
+                    x, inverse, out, stats, rows, dim, tiles, pairs, *x.stride(), *out_strides,
                     DIAGONAL=diagonal, STATS=stats is not None, BM=tile.bm, BK=tile.bk, **options(launch),
                 )  # fmt: skip
     return out if stats is None else pool_tiles(stats.double(), rows, tile.bm)
@@ -394,32 +403,50 @@ def options(tile: Tile) -> dict[str, int]:
     return {"num_warps": tile.num_warps, "num_stages": tile.num_stages, "enable_fp_fusion": True}
 
 
-LOWEST = -(1 << 63)
-NORMS = Tile(16, 256, 4, 3)
-MEANS = Tile(32, 128, 4, 3)
-
-
-# ---- what the compile test compiles ----------------------------------------------------------------------------------
 def compile_cases() -> list[CompileCase]:
-    """Every kernel as the launchers above would call it for T = 100, P = 1024, D = 1152 (T = 600 for long clips)."""
-    sizes = {"rows": "i32", "dim": "i32:16"}
-    x_strides = {"stride_xn": "i32:16", "stride_xm": "i32:16"}
+    """The kernels as launched for T = 100, P = 1024, D = 1152; best match for P = 1369."""
+    half, single = torch.float16, torch.float32
     cases = []
 
-    def add(name: str, kernel, signature: dict[str, str], constexprs: dict, tile: Tile) -> None:
-        cases.append(CompileCase(name, kernel, signature, constexprs, tile.num_warps, tile.num_stages))
+    def add(name: str, kernel, tile: Tile, pointers: str, integers: str, archs=(80, 90), **constexprs) -> None:
+        """`pointers` name:type, `integers` names; both divisible by 16 unless marked with a trailing ~."""
+        signature = {name: f"*{kind}:16" for name, kind in (item.split(":") for item in pointers.split())}
+        signature |= {name.rstrip("~"): "i32" if name.endswith("~") else "i32:16" for name in integers.split()}
+        cases.append(CompileCase(name, kernel, signature, constexprs, tile.num_warps, tile.num_stages, archs))
 
-    for dtype, label in ((torch.float16, "fp16"), (torch.bfloat16, "bf16"), (torch.float32, "fp32")):
-        for diagonal in (True, False):
-            for stats in (False, True):
-                tile = choose_tile(1024, dtype, one_operand=diagonal)
-                add(
-                    f"gram-{'diagonal' if diagonal else 'upper'}-{'stats' if stats else 'store'}-{label}",
-                    gram_kernel,
-                    {"x_ptr": f"*{label}:16", "inverse_ptr": "*fp32:16", "out_ptr": f"*{label}:16"}
-                    | {"stats_ptr": "*fp32:16"} | sizes | {"tiles": "i32", "pairs": "i32"} | x_strides
-                    | {"stride_on": "i32:16", "stride_om": "i32:16"},
-                    {"stride_xd": 1, "stride_oc": 1, "DIAGONAL": diagonal, "STATS": stats, "BM": tile.bm, "BK": tile.bk},
-                    tile,
-                )
+    for kind, dtype, rows, diagonal, stats in (
+        ("fp16", half, 100, True, False), ("fp16", half, 100, True, True),
+        ("fp16", half, 1024, True, False), ("fp16", half, 1024, False, False), ("fp16", half, 1024, False, True),
+        ("bf16", torch.bfloat16, 1024, False, False),
+        ("fp32", single, 100, True, False), ("fp32", single, 1024, False, False),
+    ):  # fmt: skip
+        tile = choose_tile(rows, dtype, one_operand=diagonal)
+        odd = "~" if rows % 16 else ""
+        add(
+            f"gram-{'diagonal' if diagonal else 'upper'}-{'stats' if stats else 'store'}-M{rows}-{kind}",
+            gram_kernel, tile, f"x_ptr:{kind} inverse_ptr:fp32 out_ptr:{kind} stats_ptr:fp32",
+            f"rows{odd} dim tiles~ pairs~ stride_xn stride_xm stride_on stride_om{odd}",
+            stride_xd=1, stride_oc=1, DIAGONAL=diagonal, STATS=stats, BM=tile.bm, BK=tile.bk,
+        )  # fmt: skip
+    for arch in (80, 90):
+        tile = best_match_tile(1369, half, hopper=arch == 90)
+        add(
+            f"best_match-{tile.num_warps}-warps-fp16", best_match_kernel, tile,
+            "a_ptr:fp16 b_ptr:fp16 inverse_a_ptr:fp32 inverse_b_ptr:fp32 best_a_ptr:i64 best_b_ptr:i64",
+            "rows_a~ rows_b~ dim tiles_a~ tiles_b~ stride_an stride_am stride_bn stride_bm",
+            archs=(arch,), stride_ad=1, stride_bd=1, BM=tile.bm, BK=tile.bk,
+        )  # fmt: skip
+    tile = topk_tile(1024, half)
+    add(
+        "topk-fp16", topk_kernel, tile, "x_ptr:fp16 inverse_ptr:fp32 values_ptr:fp32 indices_ptr:i64",
+        "rows dim tiles stride_xn stride_xm", stride_xd=1, K=5, SLOTS=8, BM=tile.bm, BK=tile.bk,
+    )  # fmt: skip
+    add(
+        "inverse_norms-fp16", inverse_norms_kernel, NORMS, "x_ptr:fp16 inverse_ptr:fp32",
+        "rows dim blocks stride_xn stride_xm", stride_xd=1, BM=NORMS.bm, BK=NORMS.bk,
+    )  # fmt: skip
+    add(
+        "frame_means-fp16", frame_means_kernel, MEANS, "x_ptr:fp16 means_ptr:fp32",
+        "positions dim blocks~ stride_xt stride_xp", stride_xd=1, BP=MEANS.bm, BD=MEANS.bk,
+    )  # fmt: skip
     return cases
