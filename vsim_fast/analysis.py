@@ -25,7 +25,7 @@ from vsim_fast.ops import intra_frame_similarity, position_similarity
 from vsim_fast.pipeline import EncodedFrames, Timings, encode_video
 from vsim_fast.records import VideoInfo
 from vsim_fast.report import HeatmapWriter, ReportData, thumbnail, write_report, write_statistics
-from vsim_fast.similarity import MatrixStats, PatchStack, Reduce, Stats, mean_over_time
+from vsim_fast.similarity import MatrixStats, PatchStack, Reduce, Stats, matrices, mean_over_time
 from vsim_fast.store import ArrayWriter, OutputFolder
 from vsim_fast.video import DecodeReport, Sampling, open_video, plan, probe
 
@@ -257,6 +257,7 @@ class _Collector:
         self.thumbnails: list[tuple[int, bytes]] = []
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="vsim-disk")
         self._pending: deque[Future] = deque()
+        self._opened: list[ArrayWriter] = []
         self._intra = self._writers("intra_frame_similarities", planned, self.patches)
 
     def __enter__(self) -> _Collector:
@@ -264,6 +265,8 @@ class _Collector:
 
     def __exit__(self, *exception: object) -> None:
         self._disk.shutdown(wait=True, cancel_futures=exception[0] is not None)
+        for writer in self._opened:
+            writer.abort()
 
     def add(self, batch: EncodedFrames) -> None:
         """The next frames."""
@@ -308,16 +311,18 @@ class _Collector:
 
     def _writers(self, name: str, count: int, side: int) -> list[ArrayWriter]:
         """What `count` matrices go to: the matrices themselves, or values and indices of the best k of each row."""
-        if self.reduce == "stats":
-            return []
+        writers = []
         if self.reduce == "topk":
             shape = (count, side, min(self.topk, side - 1))
-            return [
+            writers = [
                 ArrayWriter(self.out.file(f"{name}_topk_values.npy"), shape, self.dtype),
                 ArrayWriter(self.out.file(f"{name}_topk_indices.npy"), shape, "int32"),
             ]
-        path = self.out.file(f"{name}.npz")
-        return [ArrayWriter(path, (count, side, side), self.dtype, key=name, compress=self.compress)]
+        elif self.reduce is None:
+            path = self.out.file(f"{name}.npz")
+            writers = [ArrayWriter(path, (count, side, side), self.dtype, key=name, compress=self.compress)]
+        self._opened += writers
+        return writers
 
     def _compare(
         self, op: Callable, patches: torch.Tensor, writers: list[ArrayWriter], stats: MatrixStats
@@ -325,12 +330,14 @@ class _Collector:
         """Run `op` on a block, collect statistics and queue what is to be stored. Returns each matrix's mean."""
         with self.timings.stage("similarity"):
             if self.reduce is None:
-                blocks = [op(patches).float().cpu()]
-                stats.add_matrices(blocks[0])
+                similarity = matrices(op, patches)
+                stats.add_matrices(similarity)
+                blocks = [similarity.cpu()]
             else:
-                stats.add(*op(patches, reduce="stats"))
-                blocks = [b.cpu() for b in op(patches, reduce="topk", k=writers[0].shape[2])] if writers else []
-        for writer, block in zip(writers, blocks, strict=True):
+                stats.add(*op(patches, reduce="stats")[:4])
+                k = writers[0].shape[2] if writers else 0
+                blocks = [block.cpu() for block in op(patches, reduce="topk", k=k)] if k else []
+        for writer, block in zip(writers, blocks, strict=False):  # a matrix of one row has no other
             while len(self._pending) >= PENDING_WRITES:
                 self._pending.popleft().result()
             self._pending.append(self._disk.submit(self._write, writer, block.numpy()))
@@ -383,12 +390,12 @@ class _Pictures:
         with self.timings.stage("pictures"):
             self._write("frame_similarity.png", frame_similarity, "Frame Similarity", self.OVER_TIME)
             picked = _spread(patches.shape[1], positions)
-            for p, matrix in zip(picked, position_similarity(patches[:, picked]).float().cpu(), strict=True):
+            for p, matrix in zip(picked, matrices(position_similarity, patches[:, picked]).cpu(), strict=True):
                 row, column = divmod(p, self.columns)
                 title = f"Position {p} (row {row}, col {column})"
                 self._write(f"position_{p:04d}_r{row}_c{column}.png", matrix, title, self.OVER_TIME)
             for t in _spread(len(patches), INTRA_PICTURES):
-                matrix = intra_frame_similarity(patches[t : t + 1])[0]
+                matrix = matrices(intra_frame_similarity, patches[t : t + 1])[0]
                 title = f"Intra-Frame Similarity, frame {t} ({pts_seconds[t]:.2f} s)"
                 self._write(f"intra_frame_{t:04d}.png", matrix, title, self.WITHIN)
 

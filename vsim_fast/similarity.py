@@ -6,7 +6,7 @@ every frame, so patches are kept, compactly, until the last one has come.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsim_fast.ops import frame_similarity
+from vsim_fast.ops import frame_similarity, position_similarity
 
 Reduce = Literal["stats", "topk"]
 BLOCK_BYTES = 64 << 20
@@ -126,6 +126,13 @@ class PatchStack:
         step = max(1, BLOCK_BYTES // (4 * frames * (dim + frames)))
         for start in range(0, positions, step):
             yield patches[:, start : start + step]
+
+
+def matrices(op: Callable, patches: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`position_similarity` or `intra_frame_similarity` of [T, P, D] in `dtype`, whatever that of the patches."""
+    frames, positions, _ = patches.shape
+    shape = (positions, frames, frames) if op is position_similarity else (frames, positions, positions)
+    return op(patches, out=torch.empty(shape, dtype=dtype, device=patches.device))
 
 
 def mean_over_time(mean: Tensor, patches: Tensor) -> Tensor:

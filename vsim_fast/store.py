@@ -182,6 +182,13 @@ class ArrayWriter:
             if self.rows < self.shape[0]:
                 self._rewrite((self.rows, *self.shape[1:]))
 
+    def abort(self) -> None:
+        """Let go of the file after an error, whatever state it is in; without effect after `close()`."""
+        with suppress(OSError, ValueError):  # the first error is the one to tell
+            self._close_files()
+        with suppress(OSError):
+            self._raw.close()
+
     def _close_files(self) -> None:
         if self._zip:
             self._file.close()
@@ -209,11 +216,8 @@ class ArrayWriter:
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             self.close()
-            return
-        with suppress(OSError, ValueError):  # the first error is the one to tell
-            self._close_files()
-        with suppress(OSError):
-            self._raw.close()
+        else:
+            self.abort()
 
 
 def _is_running(pid: int) -> bool:
