@@ -32,6 +32,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vsim_fast benchmark")
     group.addoption("--rows", type=Path, metavar="PATH", help="row file, or folder for <machine>.jsonl")
+    group.addoption("--tested", action="store_true", help="the ops' own tests have just passed: do not run them again")
     group.addoption("--quick", action="store_true", help="few rounds, small end-to-end runs, no torch.compile")
 
 
