@@ -37,9 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if DEVICE == "cuda":
-        for item in items:
-            item.add_marker(pytest.mark.benchmark(timer=DeviceTime))
+    for item in items:
+        if item.path.is_relative_to(ROOT / "bench"):
+            item.add_marker(pytest.mark.filterwarnings("default"))  # a compiler's advice is no reason not to time
+            if DEVICE == "cuda":
+                item.add_marker(pytest.mark.benchmark(timer=DeviceTime))
 
 
 def _output(*command: str) -> str | None:

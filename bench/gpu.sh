@@ -3,6 +3,7 @@
 # usage: [WHEELS=dir] [CLIPS=dir] [OUT=dir] [BUDGET=480] [PYTHON=python3] bench/gpu.sh [--dry-run] [STEP…]
 #   WHEELS  wheels to add to what the machine has (bench/wheels.sh fetches them); CLIPS  real clips to time on;
 #   OUT     where rows, trace and log go, default bench/results; BUDGET  seconds in all: steps that no longer fit are cut;
+#   VSIM_COMMIT  the commit, with -dirty at its end where that holds, if the tree comes without its git folder;
 #   STEP…   only these of op-tests, gpu-tests, nvdec-tests, ops, engine, trace, programs.
 # --dry-run prints the plan and what is missing. Exit code 1 when a step failed or was cut, or a required one left out.
 set -uo pipefail
@@ -25,7 +26,7 @@ missing() {
       lib:*) "$python" -c "import ctypes; ctypes.CDLL('${what#lib:}')" ;;
       py:*) "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('${what#py:}') is None)" ;;
       cmd:*) command -v "${what#cmd:}" ;;
-      gpu) "$python" -c "import torch, sys; sys.exit(not torch.cuda.is_available())" ;;
+      gpu) nvidia-smi -L ;;
     esac >/dev/null 2>&1 || names+=("${what#*:}")
   done
   echo "${names[*]}"
@@ -85,7 +86,7 @@ op_tests() { pytest_here tests/ops --ignore tests/ops/test_triton_compiles.py -m
 gpu_tests() { pytest_here tests --ignore tests/ops -m needs_cuda --require needs_cuda -k "not nvdec"; }
 nvdec_tests() { pytest_here tests -m needs_cuda --require needs_cuda -k nvdec; }
 time_ops() { pytest_here bench/test_ops.py --rows "$out" ${1:+"$1"}; }
-time_engine() { pytest_here bench/test_end_to_end.py -k engine --rows "$out"; }
+time_engine() { pytest_here bench/test_end_to_end.py -k "engine or readers" --rows "$out"; }
 time_programs() { pytest_here bench/test_end_to_end.py -k straightforward --rows "$out"; }
 trace() { "$python" bench/device_trace.py --out "$out/trace.json"; }
 export -f describe missing add_wheels build pytest_here op_tests gpu_tests nvdec_tests time_ops time_engine time_programs trace
