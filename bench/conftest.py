@@ -32,13 +32,16 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vsim_fast benchmark")
     group.addoption("--rows", type=Path, metavar="PATH", help="row file, or folder for <machine>.jsonl")
+    group.addoption("--tested", action="store_true", help="the ops' own tests have just passed: do not run them again")
     group.addoption("--quick", action="store_true", help="few rounds, small end-to-end runs, no torch.compile")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if DEVICE == "cuda":
-        for item in items:
-            item.add_marker(pytest.mark.benchmark(timer=DeviceTime))
+    for item in items:
+        if item.path.is_relative_to(ROOT / "bench"):
+            item.add_marker(pytest.mark.filterwarnings("default"))  # a compiler's advice is no reason not to time
+            if DEVICE == "cuda":
+                item.add_marker(pytest.mark.benchmark(timer=DeviceTime))
 
 
 def _output(*command: str) -> str | None:

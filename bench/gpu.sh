@@ -1,60 +1,67 @@
 #!/usr/bin/env bash
 # One call on a machine with an NVIDIA GPU: build, GPU tests, timings, trace, rows. Needs no package index.
-# usage: [WHEELS=dir] [CLIPS=dir] [OUT=dir] [BUDGET=480] [PYTHON=python3] bench/gpu.sh [--dry-run]
+# usage: [WHEELS=dir] [CLIPS=dir] [OUT=dir] [BUDGET=480] [PYTHON=python3] bench/gpu.sh [--dry-run] [STEP…]
 #   WHEELS  wheels to add to what the machine has (bench/wheels.sh fetches them); CLIPS  real clips to time on;
-#   OUT     where rows, trace and log go, default bench/results; BUDGET  seconds in all: steps that no longer fit are cut.
-# --dry-run prints the plan and what is missing. Exit code 1 when a step failed or a required one was left out.
+#   OUT     where rows, trace and log go, default bench/results; BUDGET  seconds in all: steps that no longer fit are cut;
+#   VSIM_COMMIT  the commit, with -dirty at its end where that holds, if the tree comes without its git folder;
+#   STEP…   only these of op-tests, gpu-tests, nvdec-tests, ops, engine, trace, programs.
+# --dry-run prints the plan and what is missing. Exit code 1 when a step failed or was cut, or a required one left out.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
-python=${PYTHON:-python3} out=$(realpath -m "${OUT:-bench/results}") budget=${BUDGET:-480}
-dry=; [ "${1:-}" = --dry-run ] && dry=1
+dry=
+[ "${1:-}" = --dry-run ] && dry=1 && shift
+chosen=" $* " python=${PYTHON:-python3} out=$(realpath -m "${OUT:-bench/results}") budget=${BUDGET:-480}
 site=$(mktemp -d) && trap 'rm -rf "$site"' EXIT
-mkdir -p "$out" && log=$out/gpu.log && : >"$log"
+log=$out/gpu.log
 # Safe path: test the installed package, not the source tree, which has no compiled core.
 export PYTHONPATH=$site:$PWD/bench PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 MPLBACKEND=Agg
 export VSIM_BENCH_CLIPS=${CLIPS:-}
-summary=() failed=0
+summary=() failed=0 last=
 
-# why_not WHAT…: the first missing thing among lib:NAME (shared library), py:NAME (module), cmd:NAME, gpu
-why_not() {
-  local what
+# missing WHAT…: which of lib:NAME (shared library), py:NAME (module), cmd:NAME and gpu are not here
+missing() {
+  local what names=()
   for what in "$@"; do
     case $what in
-      lib:*) "$python" -c "import ctypes; ctypes.CDLL('${what#lib:}')" 2>/dev/null ;;
-      py:*) "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('${what#py:}') is None)" 2>/dev/null ;;
-      cmd:*) command -v "${what#cmd:}" >/dev/null ;;
-      gpu) "$python" -c "import torch, sys; sys.exit(not torch.cuda.is_available())" 2>/dev/null ;;
-    esac || { echo "${what#*:}"; return; }
+      lib:*) "$python" -c "import ctypes; ctypes.CDLL('${what#lib:}')" ;;
+      py:*) "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('${what#py:}') is None)" ;;
+      cmd:*) command -v "${what#cmd:}" ;;
+      gpu) nvidia-smi -L ;;
+    esac >/dev/null 2>&1 || names+=("${what#*:}")
   done
+  echo "${names[*]}"
 }
 
-# step NAME required|optional LIMIT_S "NEEDS" COMMAND…
+# step NAME required|optional LIMIT_S "NEEDS" FUNCTION [ARGUMENT…]; `last` is then its status
 step() {
-  local name=$1 weight=$2 limit=$3 needs=$4 left=$((budget - SECONDS)) missing start=$SECONDS status code
-  shift 4
+  local name=$1 weight=$2 limit=$3 lacks left=$((budget - SECONDS)) start=$SECONDS code
   # shellcheck disable=SC2086
-  missing=$(why_not $needs)
+  lacks=$(missing $4)
+  shift 4
   if [ -n "$dry" ]; then
-    printf '%-12s %-8s %4ss  %s\n%29s%s\n' "$name" "$weight" "$limit" "$*" "" "${missing:+MISSING here: $missing}"
+    printf '%-12s %-8s %4ss  %s\n' "$name" "$weight" "$limit" "${lacks:+missing here: $lacks}"
+    declare -f "$1" | sed '1,2d;$d'
     return
-  elif [ -n "$missing" ]; then
-    status="left out: no $missing"
+  elif [ -n "$lacks" ]; then
+    last="left out: no $lacks"
     [ "$weight" = required ] && failed=1
   elif [ "$left" -lt 15 ]; then
-    status="cut: $budget s are spent" failed=1
+    last="cut: $budget s are spent" failed=1
   else
     echo "== $name" | tee -a "$log"
-    timeout --kill-after=5 "$((limit < left ? limit : left))" "$@" >"$site/step.log" 2>&1
+    timeout --kill-after=5 "$((limit < left ? limit : left))" bash -c '"$@"' step "$@" >"$site/step.log" 2>&1
     code=$?
     cat "$site/step.log" >>"$log"
     case $code in
-      0) status=ok; tail -n 4 "$site/step.log" ;;
-      124 | 137) status="cut: ran past its time" failed=1; tail -n 15 "$site/step.log" ;;
-      *) status="FAILED (exit $code)" failed=1; tail -n 40 "$site/step.log" ;;
+      0) last=ok && tail -n 4 "$site/step.log" ;;
+      124 | 137) last="cut: ran past its time" failed=1 && tail -n 15 "$site/step.log" ;;
+      *) last="FAILED (exit $code)" failed=1 && tail -n 40 "$site/step.log" ;;
     esac
   fi
-  summary+=("$(printf '%-12s %4ss  %s' "$name" "$((SECONDS - start))" "$status")")
+  summary+=("$(printf '%-12s %4ss  %s' "$name" "$((SECONDS - start))" "$last")")
 }
+
+wanted() { [ "$chosen" = "  " ] || [[ $chosen == *" $1 "* ]]; }
 
 describe() {
   nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
@@ -62,7 +69,7 @@ describe() {
   "$python" -c 'import sys, torch, triton; print("python", sys.version.split()[0], "torch", torch.__version__, "triton", triton.__version__)'
   local library
   for library in libcuda.so.1 libnvcuvid.so.1 libnvidia-encode.so.1; do
-    echo "$library: $([ -z "$(why_not "lib:$library")" ] && echo found || echo missing)"
+    echo "$library: $([ -z "$(missing "lib:$library")" ] && echo found || echo missing)"
   done
 }
 
@@ -75,23 +82,29 @@ build() {
 }
 
 pytest_here() { "$python" -m pytest -q -p no:cacheprovider "$@"; }
-gpu_tests() { pytest_here tests -m needs_cuda --require needs_cuda -k "not nvdec"; }
+op_tests() { pytest_here tests/ops --ignore tests/ops/test_triton_compiles.py -m "not needs_nvcc" --require needs_cuda; }
+gpu_tests() { pytest_here tests --ignore tests/ops -m needs_cuda --require needs_cuda -k "not nvdec"; }
 nvdec_tests() { pytest_here tests -m needs_cuda --require needs_cuda -k nvdec; }
-time_ops() { pytest_here bench/test_ops.py --rows "$out"; }
-time_end_to_end() { pytest_here bench/test_end_to_end.py --rows "$out"; }
+time_ops() { pytest_here bench/test_ops.py --rows "$out" ${1:+"$1"}; }
+time_engine() { pytest_here bench/test_end_to_end.py -k "engine or readers" --rows "$out"; }
+time_programs() { pytest_here bench/test_end_to_end.py -k straightforward --rows "$out"; }
 trace() { "$python" bench/device_trace.py --out "$out/trace.json"; }
-export -f describe why_not add_wheels build pytest_here gpu_tests nvdec_tests time_ops time_end_to_end trace
-export python out site log
+export -f describe missing add_wheels build pytest_here op_tests gpu_tests nvdec_tests time_ops time_engine time_programs trace
+export python out site
 
-nvdec="lib:libnvcuvid.so.1 lib:libnvidia-encode.so.1 py:PyNvVideoCodec"
-step machine required 30 "cmd:nvidia-smi gpu" bash -c describe
-[ -z "${WHEELS:-}" ] || step wheels required 60 "" bash -c add_wheels
-step build required 150 "cmd:nvcc py:scikit_build_core py:pybind11" bash -c build
-step gpu-tests required 150 "gpu py:pytest py:av py:timm py:transformers" bash -c gpu_tests
-step nvdec-tests optional 60 "gpu $nvdec" bash -c nvdec_tests
-step ops required 150 "gpu py:pytest_benchmark" bash -c time_ops
-step trace optional 60 "gpu $nvdec" bash -c trace
-step end-to-end required 120 "gpu py:pytest_benchmark py:av py:timm" bash -c time_end_to_end
+[ -n "$dry" ] || { mkdir -p "$out" && : >"$log"; }
+nvdec="gpu lib:libnvcuvid.so.1 lib:libnvidia-encode.so.1 py:PyNvVideoCodec"
+step machine required 30 "cmd:nvidia-smi gpu" describe
+[ -z "${WHEELS:-}" ] || step wheels required 60 "" add_wheels
+step build required 150 "cmd:nvcc cmd:cmake py:scikit_build_core py:pybind11" build
+tested=
+wanted op-tests && step op-tests required 150 "gpu py:pytest" op_tests && [ "$last" = ok ] && tested=--tested
+wanted gpu-tests && step gpu-tests required 90 "gpu py:pytest py:av py:timm py:transformers" gpu_tests
+wanted nvdec-tests && step nvdec-tests optional 60 "$nvdec" nvdec_tests
+wanted ops && step ops required 180 "gpu py:pytest_benchmark" time_ops $tested
+wanted engine && step engine required 60 "gpu py:pytest_benchmark py:av py:timm" time_engine
+wanted trace && step trace optional 60 "$nvdec" trace
+wanted programs && step programs required 150 "gpu py:pytest_benchmark py:av py:timm" time_programs
 [ -n "$dry" ] && exit 0
 
 "$python" -c 'import sys; from pathlib import Path; from vsim_fast.benchmark import latest, read_rows, table

@@ -84,6 +84,18 @@ def test_analyze_beside_the_straightforward_script(model, size, precisions, clip
         )  # fmt: skip
 
 
+def discard(clip: Path, sampling, device, batch_size: int) -> int:
+    """Decode and drop; the number of frames."""
+    from vsim_fast import open_video
+
+    count = 0
+    with open_video(clip, sampling, device=device, batch_size=batch_size) as reader:
+        for batch in reader:
+            count += len(batch)
+            batch.release()
+    return count
+
+
 @pytest.mark.parametrize(("model", "size"), ENGINES)
 def test_engine_beside_its_roofs(model, size, clip, recorder, quick):
     """Frames of the clip to features: all on CUDA, one in four seconds on CPU.
@@ -94,23 +106,13 @@ def test_engine_beside_its_roofs(model, size, clip, recorder, quick):
     from vsim_fast.pipeline import encode_video
 
     encoder = load_encoder(f"timm:{model}@random", device=DEVICE, image_size=size)
-    options = dict(device=encoder.device, batch_size=encoder.batch_size)
     sampling = Sampling("stride", stride=1) if DEVICE == "cuda" else Sampling(fps=0.25)
 
     def decode() -> int:
-        count = 0
-        with open_video(clip, sampling, **options) as reader:
-            for batch in reader:
-                count += len(batch)
-                batch.release()
-        return count
-
-    def decode_many() -> int:
-        with ThreadPoolExecutor(READERS) as pool:
-            return sum(pool.map(lambda _: decode(), range(READERS)))
+        return discard(clip, sampling, encoder.device, encoder.batch_size)
 
     def engine() -> int:
-        with open_video(clip, sampling, **options) as reader:
+        with open_video(clip, sampling, device=encoder.device, batch_size=encoder.batch_size) as reader:
             return sum(len(batch.index) for batch in encode_video(reader, encoder))
 
     frames = decode()
@@ -122,8 +124,6 @@ def test_engine_beside_its_roofs(model, size, clip, recorder, quick):
         return frames
 
     work: dict[str, Callable[[], int]] = {"decode roof": decode, "encoder roof": encode, "engine": engine}
-    if DEVICE == "cuda":
-        work[f"decode roof, {READERS} readers"] = decode_many
     seconds: dict[str, list[float]] = {name: [] for name in work}
     counts = {}
     for round_ in range(2 if quick else 4):
@@ -146,4 +146,26 @@ def test_engine_beside_its_roofs(model, size, clip, recorder, quick):
             baseline=slower if name == "engine" else "", rate=rates[name], unit="frames/s",
             of_ceiling=rates["engine"] / rates[slower] if name == "engine" else None,
             note=f"batch {encoder.batch_size}; the slower roof is the {slower}; random weights",
+        )  # fmt: skip
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="one reader already takes every core of a CPU")
+def test_decode_roof_of_many_readers(clip, recorder):
+    """Every frame of the clip, by one reader and by several at once, decoded and dropped."""
+    from vsim_fast import Sampling
+
+    def decode(_: int) -> int:
+        return discard(clip, Sampling("stride", stride=1), DEVICE, 32)
+
+    for readers in (1, READERS):
+        seconds = []
+        with ThreadPoolExecutor(readers) as pool:
+            for _ in range(3):
+                start = time.perf_counter()
+                frames = sum(pool.map(decode, range(readers)))
+                torch.cuda.synchronize()
+                seconds.append(time.perf_counter() - start)
+        recorder.add(
+            seconds, op="decode", provider=f"{readers} readers", dtype="uint8", shape=f"{clip.stem}-T{frames}",
+            baseline="", rate=frames / float(np.median(seconds)), unit="frames/s",
         )  # fmt: skip
