@@ -130,7 +130,7 @@ def _prepare(reader: VideoReader, encoder: Encoder, timings: Timings) -> Iterato
                 return
             with timings.stage("pixels", encoder.device):
                 pixels = encoder.pixels(frames)
-                levels = pixels.flatten(2).float().std(2, correction=0) * to_levels
+                levels = pixels[:, :, ::4, ::4].flatten(2).float().std(2, correction=0) * to_levels
                 featureless = levels.amax(1) < FEATURELESS_STD
             ready = stream.record_event() if stream else None
             frames.release()
