@@ -105,8 +105,8 @@ def main() -> None:
             continue
         recordings[recording(path)].append(windows)
     constants = calibrate(list(recordings.values()))
-    metadata = {"recordings": ", ".join(recordings), "frames_per_clip": str(options.frames)}
-    save_file(constants, options.out, metadata=metadata)
+    source = f"{options.frames} frames of each clip of: {', '.join(recordings)}"
+    save_file(constants, options.out, metadata={"source": source})  # one key: the order of several is not fixed
     print(f"{options.out}: {options.out.stat().st_size} bytes from {len(recordings)} recordings")
 
 
