@@ -66,15 +66,15 @@ class AnalysisSummary(BaseModel):
     featureless_frames: list[int]
     """Frames that are black or without texture: they match everything."""
     statistics: dict[str, dict[str, Any]]
-    report: dict[str, Any]
-    """Size of the page and the stated error of its patch explorer."""
     output_dir: str
-    outputs: dict[str, int]
-    """File name -> bytes."""
-    timings: dict[str, float]
-    """Busy seconds per stage (stages overlap), and `total`, the wall time."""
-    memory: dict[str, Any]
     notes: list[str]
+    report: dict[str, Any] = {}
+    """Size of the page and the stated error of its patch explorer."""
+    outputs: dict[str, int] = {}
+    """File name -> bytes."""
+    timings: dict[str, float] = {}
+    """Busy seconds per stage (stages overlap), and `total`, the wall time."""
+    memory: dict[str, Any] = {}
 
 
 def analyze(
@@ -134,84 +134,43 @@ def analyze(
     patches = encoder.grid[0] * encoder.grid[1]
     resident = _resident_mib()
 
-    with OutputFolder(Path(output_dir)) as out:
-        array_bytes = planned_bytes(planned, patches, reduce=reduce, topk=topk, dtype=dtype)
-        if progress:
-            progress.plan(planned, array_bytes)
+    array_bytes = planned_bytes(planned, patches, reduce=reduce, topk=topk, dtype=dtype)
+    settings = {
+        "fps": fps, "max_frames": max_frames, "image_size": list(encoder.preprocess.size),
+        "visualize_positions": visualize_positions, "reduce": reduce, "topk": topk if reduce == "topk" else None,
+        "dtype": dtype, "compress": compress,
+    }  # fmt: skip
+    if progress:
+        progress.plan(planned, array_bytes)
+    with OutputFolder(Path(output_dir)) as out, _Pictures(out, encoder, planned, timings) as pictures:
         out.require_space(array_bytes)
         out.replaces(_earlier_outputs(out.path / "summary.json"))
         collect = _Collector(out, info, encoder, planned, reduce, topk, dtype, compress, timings)
-        with (
-            collect,
-            _Pictures(out, encoder, planned, timings) as pictures,
-            open_video(
-                video,
-                sampling,
-                decoder=decoder,
-                device=encoder.device,
-                batch_size=encoder.batch_size,
-                image_fps=image_fps,
-            ) as reader,
-        ):
+        source = dict(decoder=decoder, device=encoder.device, batch_size=encoder.batch_size, image_fps=image_fps)
+        with collect, open_video(video, sampling, **source) as reader:
             for batch in encode_video(reader, encoder, timings):
                 collect.add(batch)
                 if progress:
                     progress.advance("frames", len(collect.stack), planned)
             if not len(collect.stack):
                 raise CorruptVideo(info.path, f"none of the {planned} planned frames decodes")
-            decoded = reader.report
             frame_similarity = collect.frame_similarity()
             drawn = pictures.start(collect.stack, collect.pts_seconds, frame_similarity, visualize_positions)
             over_time = collect.positions(progress)
-            drawn.result()
-        frames = len(collect.stack)
-        overall = {
-            "Position-wise Similarities": collect.position_stats.overall(patches, frames, frames),
-            "Frame-wise Similarity": collect.frame_stats.overall(frames, frames),
-            "Intra-Frame Similarities": collect.intra_stats.overall(frames, patches, patches),
-        }
-        write_statistics(out.file("statistics.txt"), overall)
-        partial = decoded.delivered < decoded.expected
-        settings = {
-            "fps": fps, "max_frames": max_frames, "image_size": list(encoder.preprocess.size),
-            "visualize_positions": visualize_positions, "reduce": reduce, "topk": topk if reduce == "topk" else None,
-            "dtype": dtype, "compress": compress,
-        }  # fmt: skip
-        notes = [*info.notes, *_notes(encoder, collect, decoded)]
-        summary = AnalysisSummary(
-            status="partial" if partial else "complete",
-            video=_describe(info),
-            settings=settings,
-            encoder=encoder.describe(),
-            decoder=asdict(decoded),
-            frames=frames,
-            patches=patches,
-            grid=encoder.grid,
-            pts_seconds=collect.pts_seconds,
-            featureless_frames=collect.featureless,
-            statistics={name: asdict(stats) for name, stats in overall.items()},
-            report={},
-            output_dir=str(out.path),
-            outputs={},
-            timings={},
-            memory={"features": collect.stack.kept_as},
-            notes=notes,
-        )
+        statistics = collect.statistics()
+        write_statistics(out.file("statistics.txt"), statistics)
+        summary = _summarise(info, settings, encoder, collect, statistics, reader.report, str(out.path))
         with timings.stage("report"):
-            summary.report = write_report(
-                out.file("report.html"), _report_data(summary, overall, collect, frame_similarity, over_time)
-            )
-        target = out.file("summary.json")
-        summary.outputs = {name: (out.partial / name).stat().st_size for name in out.names if name != target.name}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        summary.memory |= {"encoder_loaded_mib": round(resident, 1), "peak_mib": round(peak, 1)}
-        if encoder.device.type == "cuda":
-            summary.memory["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated(encoder.device) / 2**20, 1)
+            page = _report_data(summary, statistics, collect, frame_similarity, over_time)
+            summary.report = write_report(out.file("report.html"), page)
+        drawn.result()
+        summary.outputs = {name: (out.partial / name).stat().st_size for name in out.names}
+        summary.memory = _memory(resident, encoder) | {"features": collect.stack.kept_as}
         with timings.stage("write"):
             out.flush()
         summary.timings = {name: round(value, 4) for name, value in timings.seconds().items()}
         summary.timings["total"] = round(time.perf_counter() - started, 4)
-        target.write_text(summary.model_dump_json(indent=2))
+        out.file("summary.json").write_text(summary.model_dump_json(indent=2))
     return summary
 
 
@@ -308,6 +267,15 @@ class _Collector:
                 mean, std, low, high = stats.columns
                 np.savez(self.out.file(f"{name}_similarity_stats.npz"), mean=mean, std=std, min=low, max=high)
         return torch.cat(over_time)
+
+    def statistics(self) -> dict[str, Stats]:
+        """By the section names of statistics.txt."""
+        frames, patches = len(self.stack), self.patches
+        return {
+            "Position-wise Similarities": self.position_stats.overall(patches, frames, frames),
+            "Frame-wise Similarity": self.frame_stats.overall(frames, frames),
+            "Intra-Frame Similarities": self.intra_stats.overall(frames, patches, patches),
+        }
 
     def _writers(self, name: str, count: int, side: int) -> list[ArrayWriter]:
         """What `count` matrices go to: the matrices themselves, or values and indices of the best k of each row."""
@@ -442,6 +410,32 @@ def _spread(count: int, picks: int) -> list[int]:
     return sorted(set(np.linspace(0, count - 1, picks).astype(int).tolist())) if picks else []
 
 
+def _summarise(
+    info: VideoInfo,
+    settings: dict[str, Any],
+    encoder: Encoder,
+    collect: _Collector,
+    statistics: dict[str, Stats],
+    decoded: DecodeReport,
+    output_dir: str,
+) -> AnalysisSummary:
+    return AnalysisSummary(
+        status="complete" if decoded.delivered == decoded.expected else "partial",
+        video=_describe(info),
+        settings=settings,
+        encoder=encoder.describe(),
+        decoder=asdict(decoded),
+        frames=len(collect.stack),
+        patches=collect.patches,
+        grid=encoder.grid,
+        pts_seconds=collect.pts_seconds,
+        featureless_frames=collect.featureless,
+        statistics={name: asdict(stats) for name, stats in statistics.items()},
+        output_dir=output_dir,
+        notes=[*info.notes, *_notes(encoder, collect, decoded)],
+    )
+
+
 def _check_arguments(positions: int, reduce: str | None, topk: int, dtype: str) -> None:
     if positions < 0:
         raise UsageError(f"visualize_positions must be 0 or more, got {positions}")
@@ -482,6 +476,15 @@ def _earlier_outputs(summary: Path) -> list[str]:
         return [name for name in outputs if isinstance(name, str)]
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def _memory(resident: float, encoder: Encoder) -> dict[str, float]:
+    """In MiB: of the process once the encoder was loaded, its peak since, and that of the GPU."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    memory = {"encoder_loaded_mib": round(resident, 1), "peak_mib": round(peak, 1)}
+    if encoder.device.type == "cuda":
+        memory["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated(encoder.device) / 2**20, 1)
+    return memory
 
 
 def _resident_mib() -> float:

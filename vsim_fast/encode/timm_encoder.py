@@ -8,20 +8,17 @@ from contextlib import redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
 
+import timm
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vsim_fast.encode.attention import CLS_ROW, POOLED_ROW, PROBE_ROW, AttentionTap
 from vsim_fast.encode.base import Preprocess
 from vsim_fast.encode.checkpoint import SkipInit, hub_folder, load_matching, read_state, seeded
-from vsim_fast.encode.deferred import compiler_deferred
 from vsim_fast.encode.network import NetworkEncoder, check_image_size
 from vsim_fast.encode.spec import Spec
 from vsim_fast.errors import EncoderError
-
-with compiler_deferred():
-    import timm
-    from timm.models.eva import Eva
-    from timm.models.vision_transformer import VisionTransformer
 
 HEAD_PREFIXES = ("head.", "head_dist.", "fc_norm.", "attn_pool.")  # dropped where the headless model has no such part
 
