@@ -13,6 +13,7 @@ HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:  # before any kernel module is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("PYTHONSAFEPATH", "1")  # child processes import the installed package, not the source tree
 
 MEDIA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)

@@ -156,17 +156,17 @@ def models(
 ) -> None:
     """The encoders, and what each needs."""
     if check:
-        from vsim_fast.models import check_builtin
+        from dataclasses import asdict
+
+        from vsim_fast.models import check_builtin, render_rows
 
         rows = check_builtin(media)
+        ok = all(row.ok for row in rows)
         if json_:
-            print(json.dumps({"ok": all(row.ok for row in rows), "rows": [row.as_dict() for row in rows]}))
+            print(json.dumps({"ok": ok, "rows": [asdict(row) for row in rows]}))
         else:
-            table = _table("", "claim", "value", "bound", "on")
-            for row in rows:
-                table.add_row("[green]yes[/]" if row.ok else "[red]no[/]", *map(_escape, row.cells()))
-            _console().print(table)
-        if not all(row.ok for row in rows):
+            _console().print(render_rows(rows))
+        if not ok:
             raise typer.Exit(EXIT_ERROR)
         return
     from vsim_fast.encode import known_encoders
