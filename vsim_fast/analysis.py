@@ -29,7 +29,7 @@ from vsim_fast.similarity import MatrixStats, PatchStack, Reduce, Stats, matrice
 from vsim_fast.store import ArrayWriter, OutputFolder
 from vsim_fast.video import DecodeReport, Sampling, open_video, plan, probe
 
-SHOWN_FRAMES = 32
+SHOWN_FRAMES = 24
 """Most frames that the page shows and explores."""
 INTRA_PICTURES = 5
 THUMBNAIL_WIDTH = 320
