@@ -248,13 +248,13 @@ def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
     The matrix sends a coded point (x, y), y down, to (a·x + c·y, b·x + d·y). A negative determinant mirrors: undoing
     the left-right flip, which is the last step, leaves a turn whose clockwise angle is atan2(b, a).
     """
-    for item in frame.side_data:
-        if item.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:
-            a, b, _, c, d, *_ = struct.unpack("<9i", bytes(item)[:36])
-            mirrored = a * d - b * c < 0
-            clockwise = math.degrees(math.atan2(b, -a if mirrored else a))
-            return round(-clockwise / 90) % 4 * 90, mirrored
-    return 0, False
+    matrix = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
+    if matrix is None:
+        return 0, False
+    a, b, _, c, d, *_ = struct.unpack("<9i", bytes(matrix)[:36])
+    mirrored = a * d - b * c < 0
+    clockwise = math.degrees(math.atan2(b, -a if mirrored else a))
+    return round(-clockwise / 90) % 4 * 90, mirrored
 
 
 # ---- decode ---------------------------------------------------------------------------------------------------------
