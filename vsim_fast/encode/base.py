@@ -72,6 +72,11 @@ class Encoder(ABC):
     def forward(self, pixels: Tensor) -> Tokens:
         """Tokens of pixels [B, 3, H, W], normalised, of `self.dtype` on `self.device`."""
 
+    @property
+    def token_dtype(self) -> torch.dtype:
+        """Of the tokens that `forward` returns."""
+        return self.dtype
+
     def pixels(self, frames: FrameBatch) -> Tensor:
         """[B, 3, H, W] normalised input for `frames`, on `self.device` in `self.dtype`, rotation applied."""
         info, pre = frames.info, self.preprocess
@@ -124,6 +129,7 @@ class Encoder(ABC):
         return {
             "spec": self.spec, "id": self.id,
             "device": str(self.device), "dtype": str(self.dtype).removeprefix("torch."),
+            "token_dtype": str(self.token_dtype).removeprefix("torch."),
             "patch_size": self.patch_size, "grid": list(self.grid), "dim": self.dim,
             "random_weights": self.random_weights, "attention": self.attention_kind,
             "preprocess": self.preprocess.as_dict(),
