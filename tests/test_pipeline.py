@@ -10,7 +10,7 @@ from compare import assert_matches_reference
 
 from vsim_fast.encode import load_encoder
 from vsim_fast.encode.base import Tokens
-from vsim_fast.errors import EncoderError
+from vsim_fast.errors import DeviceError, EncoderError
 from vsim_fast.pipeline import QUEUED_BATCHES, Timings, encode_video
 from vsim_fast.video import Sampling, open_video
 from vsim_fast.video.demo import write_demo_clip
@@ -90,6 +90,26 @@ def test_nan_features_name_the_file_and_the_times(clip, encoder, monkeypatch):
     monkeypatch.setattr(encoder, "forward", spoilt)
     with pytest.raises(EncoderError, match=r"demo\.mp4: builtin .* between 0\.000 s and 1\.000 s; use --precision"):
         encoded(clip, encoder)
+
+
+@pytest.mark.parametrize("room", [2, 0], ids=["two-frames", "not-one"])
+def test_out_of_memory_halves_the_batch_down_to_one_frame(clip, encoder, monkeypatch, room):
+    exact, forward = encoded(clip, encoder), encoder.forward
+
+    def tight(pixels):
+        if len(pixels) > room:
+            raise torch.OutOfMemoryError("made up")
+        return forward(pixels)
+
+    monkeypatch.setattr(encoder, "forward", tight)
+    monkeypatch.setattr(encoder, "batch_size", BATCH)
+    if not room:
+        with pytest.raises(DeviceError, match="no memory for one frame of 112x112 in builtin"):
+            encoded(clip, encoder)
+        return
+    for ours, theirs in zip(encoded(clip, encoder), exact, strict=True):
+        torch.testing.assert_close(ours.features.patches, theirs.features.patches, atol=1e-5, rtol=0)
+    assert encoder.batch_size == 2
 
 
 def test_timings_add_up_over_threads():

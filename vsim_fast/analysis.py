@@ -339,7 +339,7 @@ class _Collector:
         mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (pre.mean, pre.std))
         height, width = self.info.display_size
         scale = THUMBNAIL_SIDE / max(height, width)
-        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        size = tuple(max(8, round(n * scale)) for n in (height, width))  # CUDA's resize cannot shrink to a line
         picture = F.interpolate((pixels.float() * std + mean)[None], size, mode="bilinear", antialias=True)[0]
         levels = (picture * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
         return thumbnail(levels)
@@ -370,8 +370,8 @@ class _Pictures:
         """The heat maps: frames, some positions over time, some frames within themselves."""
         with self.timings.stage("pictures"):
             self._write("frame_similarity.png", frame_similarity, "Frame Similarity", self.OVER_TIME)
-            picked = _spread(patches.shape[1], positions)
-            for p, matrix in zip(picked, matrices(position_similarity, patches[:, picked]).cpu(), strict=True):
+            for p in _spread(patches.shape[1], positions):
+                matrix = matrices(position_similarity, patches[:, p : p + 1])[0]
                 row, column = divmod(p, self.columns)
                 title = f"Position {p} (row {row}, col {column})"
                 self._write(f"position_{p:04d}_r{row}_c{column}.png", matrix, title, self.OVER_TIME)

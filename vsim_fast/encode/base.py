@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vsim_fast import ops
+from vsim_fast.errors import DeviceError
 from vsim_fast.records import FrameBatch, FrameFeatures
 
 
@@ -99,7 +100,10 @@ class Encoder(ABC):
         )
 
     def forward_in_batches(self, pixels: Tensor) -> Tokens:
-        """`forward` over any number of frames; when memory runs out the batch is halved and the same frames retried."""
+        """`forward` over any number of frames; when memory runs out the batch is halved and the same frames retried.
+
+        Raises: DeviceError: the memory does not hold one frame.
+        """
         parts: list[Tokens] = []
         start = 0
         while start < len(pixels):
@@ -107,9 +111,13 @@ class Encoder(ABC):
             try:
                 with torch.inference_mode():
                     parts.append(self.forward(chunk))
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
                 if len(chunk) == 1:
-                    raise
+                    height, width = self.preprocess.size
+                    raise DeviceError(
+                        f"device {self.device}: no memory for one frame of {width}x{height} in {self.spec}; "
+                        "use a smaller --image-size or another device"
+                    ) from error
                 self.batch_size = max(1, len(chunk) // 2)
                 torch.cuda.empty_cache()
                 continue
