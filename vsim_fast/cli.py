@@ -251,7 +251,7 @@ def _print_analysis(summary: Any) -> None:
     print(
         f"{summary.frames} frames in {summary.timings['total']:.1f} s -> {summary.output_dir} "
         f"({len(summary.outputs) + 1} files, {_size(size)}); decoder {summary.decoder['backend']}, "
-        f"device {encoder['device']}, {encoder['dtype']}, encoder {encoder['spec']}"
+        f"device {encoder['device']}, {encoder['token_dtype']}, encoder {encoder['spec']}"
         + (" (random weights)" if encoder["random_weights"] else "")
     )
 
