@@ -42,6 +42,11 @@ class BestMatch(NamedTuple):
     """[..., Pb] int64 row of a."""
 
 
+def only(result: SimilarityStats | TopMatches) -> SimilarityStats | TopMatches:
+    """Of a batch of one matrix: the result without that axis."""
+    return type(result)(*(field[0] if isinstance(field, Tensor) else field for field in result))
+
+
 def pool(mean: Tensor, squares: Tensor, low: Tensor, high: Tensor, count: Tensor, dim: int) -> tuple[Tensor, ...]:
     """Mean, std, min and max of unions along `dim` of parts with `count` entries and `squares` = sum of squared
     deviations from their own mean. In float64, without cancellation however small the deviation (Chan et al. 1979)."""
