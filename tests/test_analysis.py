@@ -16,17 +16,9 @@ from vsim_fast.analysis import analyze, planned_bytes
 from vsim_fast.encode import load_encoder
 from vsim_fast.errors import CorruptVideo, OutputError, UsageError
 from vsim_fast.video import Sampling, open_video
-from vsim_fast.video.demo import write_demo_clip
 
 OPTIONS = dict(fps=2.0, image_size=112, visualize_positions=3)
 ARRAYS = ("position_similarities.npz", "frame_similarity.npy", "intra_frame_similarities.npz")
-
-
-@pytest.fixture(scope="session")
-def clip(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clips") / "demo.mp4"
-    write_demo_clip(path)
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ import pytest
 
 import vsim_fast
 from vsim_fast.cli import main
-from vsim_fast.video.demo import write_demo_clip
 
 
 def run(capsys, *arguments):
@@ -20,13 +19,6 @@ def run(capsys, *arguments):
         main([str(a) for a in arguments])
     captured = capsys.readouterr()
     return end.value.code or 0, captured.out, captured.err
-
-
-@pytest.fixture(scope="session")
-def clip(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clips") / "demo.mp4"
-    write_demo_clip(path)
-    return path
 
 
 def test_analyze_accepts_the_original_spellings(capsys, clip, tmp_path):

@@ -13,17 +13,9 @@ from vsim_fast.encode.base import Tokens
 from vsim_fast.errors import DeviceError, EncoderError
 from vsim_fast.pipeline import QUEUED_BATCHES, Timings, encode_video
 from vsim_fast.video import Sampling, open_video
-from vsim_fast.video.demo import write_demo_clip
 
 SAMPLING = Sampling(fps=4.0)
 BATCH = 5
-
-
-@pytest.fixture(scope="session")
-def clip(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clips") / "demo.mp4"
-    write_demo_clip(path)
-    return path
 
 
 @pytest.fixture(scope="session")
