@@ -6,6 +6,7 @@ every frame, so patches are kept, compactly, until the last one has come.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vsim_fast.ops import frame_similarity, position_similarity
+from vsim_fast.store import output_errors
 
 Reduce = Literal["stats", "topk"]
 BLOCK_BYTES = 64 << 20
@@ -83,6 +85,8 @@ class PatchStack:
         frames: the most frames that will come.  patches, dim: P and D.
         dtype, device: of the patches that will come.
         scratch: file to map into memory where the stack is too large to hold.
+    Raises:
+        OutputError: no room for that file.
     """
 
     def __init__(self, frames: int, patches: int, dim: int, *, dtype: torch.dtype, device: torch.device, scratch: Path):
@@ -99,7 +103,10 @@ class PatchStack:
             self._patches = torch.empty(frames, patches, dim, dtype=torch.float16)
         else:
             self.kept_as = "normalised float16 in a temporary file"
-            mapped = np.memmap(scratch, dtype=np.float16, mode="w+", shape=(frames, patches, dim))
+            with output_errors(scratch), open(scratch, "wb") as file:
+                if hasattr(os, "posix_fallocate"):  # a full disk under a sparse map would kill the process
+                    os.posix_fallocate(file.fileno(), 0, 2 * size)
+            mapped = np.memmap(scratch, dtype=np.float16, mode="r+", shape=(frames, patches, dim))
             self._patches = torch.from_numpy(mapped)
 
     def add(self, patches: Tensor) -> None:
