@@ -473,7 +473,9 @@ def _notes(encoder: Encoder, collect: _Collector, decoded: DecodeReport) -> list
     if decoded.fallback_reason:
         notes.append(f"decoded with {decoded.backend}: {decoded.fallback_reason}")
     if collect.featureless:
-        notes.append(f"{len(collect.featureless)} frames are black or featureless and match everything")
+        count = len(collect.featureless)
+        which = "frame is" if count == 1 else "frames are"
+        notes.append(f"{count} {which} black or featureless: similar to everything")
     return notes
 
 

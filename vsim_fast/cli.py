@@ -18,6 +18,8 @@ import typer  # noqa: E402 - the clock starts first
 from vsim_fast.errors import CorruptVideo, UsageError, VsimError  # noqa: E402
 
 EXIT_ERROR, EXIT_PARTLY, EXIT_NOTHING, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 3, 4, 130, 143
+OUT_OF_MEMORY = ("out of memory", "allocate memory")
+"""What torch's errors say on a GPU and on a CPU, where they have no type of their own."""
 WrongUsage = typer.BadParameter.__base__
 """What the parser raises: click's UsageError, from whichever copy of click typer brings."""
 
@@ -310,6 +312,11 @@ def main(arguments: list[str] | None = None) -> None:
     except VsimError as error:
         code = EXIT_NOTHING if isinstance(error, CorruptVideo) else EXIT_ERROR
         _fail(type(error).__name__, str(error), arguments)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in OUT_OF_MEMORY):
+            raise
+        code = EXIT_ERROR
+        _fail("OutOfMemory", "out of memory; use a smaller --image-size or --max-frames, or --reduce stats", arguments)
     except (typer.Abort, KeyboardInterrupt):
         code = EXIT_INTERRUPTED
     if code == EXIT_INTERRUPTED:
