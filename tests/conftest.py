@@ -67,6 +67,16 @@ def _poisoned_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo clip: 8 s of 640×360 at 24 frames/s, four shots, the third back in the first scene."""
+    from vsim_fast.video.demo import write_demo_clip
+
+    path = tmp_path_factory.mktemp("clips") / "demo.mp4"
+    write_demo_clip(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def media() -> Path:
     """Folder of the real clips; use with the mark `real_media`."""
     return MEDIA

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -15,17 +16,9 @@ from vsim_fast.analysis import analyze, planned_bytes
 from vsim_fast.encode import load_encoder
 from vsim_fast.errors import CorruptVideo, OutputError, UsageError
 from vsim_fast.video import Sampling, open_video
-from vsim_fast.video.demo import write_demo_clip
 
 OPTIONS = dict(fps=2.0, image_size=112, visualize_positions=3)
 ARRAYS = ("position_similarities.npz", "frame_similarity.npy", "intra_frame_similarities.npz")
-
-
-@pytest.fixture(scope="session")
-def clip(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clips") / "demo.mp4"
-    write_demo_clip(path)
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -139,11 +132,41 @@ def test_max_frames_thins_out_evenly(clip, encoder, tmp_path):
     assert summary.pts_seconds == [0, 1.5, 3.5, 5.5, 7.5]
 
 
-def test_one_frame(clip, encoder, tmp_path):
-    summary = analyze(clip, encoder, output_dir=tmp_path, **(OPTIONS | {"max_frames": 1}))
+@pytest.mark.parametrize("positions", [0, 1000], ids=["no-positions", "more-positions-than-patches"])
+def test_one_frame(clip, encoder, tmp_path, positions):
+    options = OPTIONS | {"max_frames": 1, "visualize_positions": positions}
+    summary = analyze(clip, encoder, output_dir=tmp_path, **options)
     assert summary.frames == 1
     assert load(tmp_path, ARRAYS[0]).shape == (64, 1, 1)
     assert (tmp_path / "report.html").exists()
+    assert len(list(tmp_path.glob("position_*.png"))) == min(positions, 64)
+
+
+def test_one_frame_has_no_best_matches_over_time(clip, encoder, tmp_path):
+    analyze(clip, encoder, output_dir=tmp_path, reduce="topk", dtype="float16", **(OPTIONS | {"max_frames": 1}))
+    for kind, shape in (("position", (64, 1, 0)), ("intra_frame", (1, 64, 8))):
+        for what, dtype in (("values", np.float16), ("indices", np.int32)):
+            array = np.load(tmp_path / f"{kind}_similarities_topk_{what}.npy")
+            assert (array.shape, array.dtype) == (shape, dtype)
+
+
+def test_one_patch(clip, tmp_path):
+    options = OPTIONS | {"image_size": 16}
+    for reduce in (None, "topk"):
+        summary = analyze(clip, "timm:vit_tiny_patch16_224@random", output_dir=tmp_path, reduce=reduce, **options)
+        assert (summary.frames, summary.patches) == (16, 1)
+    assert np.load(tmp_path / "intra_frame_similarities_topk_values.npy").shape == (16, 1, 0)
+
+
+@pytest.mark.parametrize("size", [(3000, 8), (8, 3000)], ids=["wide", "tall"])
+def test_extreme_aspect_gives_small_thumbnails(encoder, tmp_path, size):
+    from PIL import Image
+
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.effect_noise(size, 80).convert("RGB").save(folder / "0.png")
+    summary = analyze(folder, encoder, output_dir=tmp_path / "out", **OPTIONS)
+    assert summary.frames == 1 and summary.report["bytes"] < 1 << 20
 
 
 def test_second_run_replaces_the_first_and_removes_what_it_no_longer_writes(clip, encoder, tmp_path):
@@ -207,6 +230,60 @@ analyze({str(clip)!r}, output_dir={str(tmp_path)!r}, fps=2.0, image_size=112, de
     assert not list(tmp_path.glob(".vsim-partial-*"))
 
 
+def test_interrupted_run_leaves_nothing_and_ends(clip, tmp_path):
+    code = f"""
+import os, signal
+from vsim_fast import analysis, cli
+def interrupt(self, batch):
+    os.kill(os.getpid(), signal.SIGINT)
+analysis._Collector.add = interrupt
+cli.main(["analyze", {str(clip)!r}, "--output-dir", {str(tmp_path)!r}, "--image-size", "112", "--device", "cpu"])
+"""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert process.returncode not in (0, 3) and b"Traceback" not in process.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("call", ["numpy.save", "numpy.savez", "pathlib.Path.write_text"])
+def test_full_disk_is_an_output_error_whatever_is_written(clip, encoder, tmp_path, monkeypatch, call):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(call, full)
+    with pytest.raises(OutputError, match="the disk is full"):
+        analyze(clip, encoder, output_dir=tmp_path, reduce="stats", **OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_room_for_the_patches_is_an_output_error(clip, encoder, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vsim_fast.similarity.EXACT_BYTES", 0)
+    monkeypatch.setattr("vsim_fast.similarity.MEMORY_BYTES", 0)
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OutputError, match="the disk is full"):
+        analyze(clip, encoder, output_dir=tmp_path, **OPTIONS)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("reduce", [None, "stats", "topk"])
+@pytest.mark.parametrize("decoder", ["pyav", pytest.param("auto", id="nvdec")])
+def test_cuda_outputs_equal_the_oracle(clip, oracle, tmp_path, reduce, decoder):
+    options = dict(device="cuda", decoder=decoder, reduce=reduce, topk=3)
+    summary = analyze(clip, "builtin", output_dir=tmp_path, **options, **OPTIONS)
+    if decoder == "auto" and summary.decoder["backend"] != "nvdec":
+        pytest.skip(f"no NVDEC here: {summary.decoder['fallback_reason']}")
+    assert summary.status == "complete" and summary.frames == 16 and not summary.featureless_frames
+    assert summary.memory["peak_gpu_mib"] > 0 and summary.encoder["device"].startswith("cuda")
+    mean = summary.statistics["Position-wise Similarities"]["mean"]
+    assert mean == pytest.approx(float(stats_mean(oracle[0], "ipd,jpd->pij")), abs=8e-3)
+    if reduce is None:
+        # other colour and resize kernels than swscale's and torch's: 5e-3 with the reference ones, and half precision
+        check_matrices(tmp_path, oracle, atol=2e-2)
+
+
 def test_planned_bytes_are_what_is_written(clip, encoder, tmp_path):
     summary = analyze(clip, encoder, output_dir=tmp_path, **OPTIONS)
     arrays = sum(summary.outputs[name] for name in ARRAYS)
@@ -239,7 +316,7 @@ def test_unwritable_folder(clip, encoder, tmp_path):
 def test_failed_run_keeps_earlier_results(clip, encoder, tmp_path, monkeypatch):
     analyze(clip, encoder, output_dir=tmp_path, **OPTIONS)
     before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
-    monkeypatch.setattr("vsim_fast.analysis.encode_video", lambda *a: iter(()))
+    monkeypatch.setattr("vsim_fast.analysis.encode_video", lambda *a: (batch for batch in ()))
     with pytest.raises(CorruptVideo):
         analyze(clip, encoder, output_dir=tmp_path, **OPTIONS)
     assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before

@@ -13,6 +13,7 @@ import pytest
 from vsim_fast import doctor
 from vsim_fast.doctor import Check, diagnose, exit_code
 from vsim_fast.ops import _dispatch
+from vsim_fast.video import _nvdec
 
 
 def by_name(checks):
@@ -67,29 +68,31 @@ def fake_nvdec(tmp_path, monkeypatch):
         (tmp_path / "PyNvVideoCodec.py").write_text(source)
         monkeypatch.syspath_prepend(str(tmp_path))
         monkeypatch.delitem(sys.modules, "PyNvVideoCodec", raising=False)
+        _nvdec.library.cache_clear()
 
     yield install
     sys.modules.pop("PyNvVideoCodec", None)
+    _nvdec.library.cache_clear()
 
 
 def test_nvdec_that_does_not_import_names_the_driver(fake_nvdec):
     fake_nvdec("raise RuntimeError('''\nlibnvidia-encode.so.1 not found\na page of advice''')")
     (check,) = doctor._nvdec()
-    assert check.ok is False and check.detail == "PyNvVideoCodec does not import: libnvidia-encode.so.1 not found"
-    assert "driver" in check.cure
+    assert check.ok is False and check.detail == "PyNvVideoCodec does not import (libnvidia-encode.so.1 not found)"
+    assert check.cure.startswith("install the NVIDIA driver")
 
 
 def test_nvdec_lists_what_it_decodes(fake_nvdec):
     fake_nvdec(
         "class cudaVideoCodec: H264, HEVC, VP9, AV1 = range(4)\n"
-        "def GetDecoderCaps(gpuid, codec, chromaformat, bitdepth):\n"
+        "def GetDecoderCaps(gpuid, codec, bitdepth):\n"
         "    if codec == 2: raise RuntimeError('bad codec')\n"
         "    return dict(num_decoder_engines=7 * (codec != 3), width_max=4096, height_max=4096)\n"
     )
     (check,) = doctor._nvdec()
     assert check.ok and check.detail == (
-        "decodes h264 up to 4096x4096, hevc up to 4096x4096, hevc 10-bit up to 4096x4096; "
-        "not vp9 (RuntimeError: bad codec), av1"
+        "decodes h264 in 8 bits up to 4096x4096, hevc in 8 bits up to 4096x4096, hevc in 10 bits up to 4096x4096; "
+        "the GPU does not say whether it decodes vp9 in 8 bits (bad codec); the GPU does not decode av1 in 8 bits"
     )
 
 
@@ -111,7 +114,7 @@ def test_cached_vision_models_are_listed(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     assert by_name(doctor._encoders())["encoder weights"].ok is None
     for name in ("models--facebook--dinov2-small", "models--org--some-llm"):
-        (tmp_path / "hub" / name).mkdir(parents=True)
+        (tmp_path / "hub" / name / "snapshots" / "0").mkdir(parents=True)
     check = by_name(doctor._encoders())["encoder weights"]
     assert check.ok and check.detail.endswith(": facebook/dinov2-small")
 

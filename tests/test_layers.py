@@ -13,7 +13,7 @@ import vsim_fast
 
 ROOT = Path(vsim_fast.__file__).parent
 LAYERS = [  # lowest first; names in one set are peers
-    {"errors"},
+    {"errors", "processor"},
     {"records", "ops"},
     {"video", "encode", "store"},
     {"similarity", "pairs", "fingerprints", "copies", "retrieval", "nerv"},

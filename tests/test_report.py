@@ -239,14 +239,14 @@ def test_page_escapes_every_text(tmp_path):
 
 def test_page_cosines_keep_the_stated_error(tmp_path):
     """All pairs are few enough here for the statement to be about all of them."""
-    data = make_data(frames=3, grid=(4, 5), dim=160)
+    data = make_data(frames=3, grid=(4, 5), dim=256)
     data.shown_patches[1, 3] = 0
     result = write_report(tmp_path / "report.html", data)
     text = (tmp_path / "report.html").read_text()
     explorer = page_data(text)["explorer"]
     got, exact = page_cosines(explorer), exact_cosines(data.shown_patches)
     error = np.abs(got - exact)
-    assert explorer["rank"] == result["explorer_rank"] == 96
+    assert explorer["rank"] == result["explorer_rank"] == 192
     assert error.max() == pytest.approx(result["explorer_max_error"], abs=2e-4)
     assert error.mean() == pytest.approx(result["explorer_mean_error"], abs=2e-4)
     assert result["explorer_mean_error"] < 0.01

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -27,13 +28,14 @@ from vsim_fast.pipeline import EncodedFrames, Timings, encode_video
 from vsim_fast.records import VideoInfo
 from vsim_fast.report import HeatmapWriter, ReportData, thumbnail, write_report, write_statistics
 from vsim_fast.similarity import MatrixStats, PatchStack, Reduce, Stats, matrices, mean_over_time
-from vsim_fast.store import ArrayWriter, OutputFolder
+from vsim_fast.store import ArrayWriter, OutputFolder, output_errors
 from vsim_fast.video import DecodeReport, Sampling, open_video, plan, probe
 
-SHOWN_FRAMES = 32
+SHOWN_FRAMES = 24
 """Most frames that the page shows and explores."""
 INTRA_PICTURES = 5
-THUMBNAIL_WIDTH = 320
+THUMBNAIL_SIDE = 320
+"""Pixels of the longer side."""
 BLOCK_BYTES = 64 << 20
 """Most bytes of similarity matrices computed and handed to the disk at once."""
 PENDING_WRITES = 2
@@ -149,10 +151,11 @@ def analyze(
         collect = _Collector(out, info, encoder, planned, reduce, topk, dtype, compress, timings)
         source = dict(decoder=decoder, device=encoder.device, batch_size=encoder.batch_size, image_fps=image_fps)
         with collect, open_video(video, sampling, **source) as reader:
-            for batch in encode_video(reader, encoder, timings):
-                collect.add(batch)
-                if progress:
-                    progress.advance("frames", len(collect.stack), planned)
+            with closing(encode_video(reader, encoder, timings)) as batches:
+                for batch in batches:
+                    collect.add(batch)
+                    if progress:
+                        progress.advance("frames", len(collect.stack), planned)
             if not len(collect.stack):
                 raise CorruptVideo(info.path, f"none of the {planned} planned frames decodes")
             frame_similarity = collect.frame_similarity()
@@ -171,7 +174,9 @@ def analyze(
             out.flush()
         summary.timings = {name: round(value, 4) for name, value in timings.seconds().items()}
         summary.timings["total"] = round(time.perf_counter() - started, 4)
-        out.file("summary.json").write_text(summary.model_dump_json(indent=2))
+        path = out.file("summary.json")
+        with output_errors(path):
+            path.write_text(summary.model_dump_json(indent=2), encoding="utf-8")
     return summary
 
 
@@ -209,7 +214,7 @@ class _Collector:
         self.patches = encoder.grid[0] * encoder.grid[1]
         self.stack = PatchStack(
             planned, self.patches, encoder.dim,
-            dtype=encoder.dtype, device=encoder.device, scratch=out.partial / "patches.tmp",
+            dtype=encoder.token_dtype, device=encoder.device, scratch=out.partial / "patches.tmp",
         )  # fmt: skip
         self.position_stats, self.intra_stats, self.frame_stats = MatrixStats(), MatrixStats(), MatrixStats()
         self.pts_seconds: list[float] = []
@@ -249,7 +254,9 @@ class _Collector:
         with self.timings.stage("similarity"):
             matrix = self.stack.frame_similarity().float().cpu()
             self.frame_stats.add_matrices(matrix[None])
-        np.save(self.out.file("frame_similarity.npy"), matrix.numpy().astype(self.dtype))
+        path = self.out.file("frame_similarity.npy")
+        with output_errors(path):
+            np.save(path, matrix.numpy().astype(self.dtype))
         return matrix
 
     def positions(self, progress: Progress | None) -> torch.Tensor:
@@ -267,7 +274,9 @@ class _Collector:
         if self.reduce:
             for name, stats in (("position", self.position_stats), ("intra_frame", self.intra_stats)):
                 mean, std, low, high = stats.columns
-                np.savez(self.out.file(f"{name}_similarity_stats.npz"), mean=mean, std=std, min=low, max=high)
+                path = self.out.file(f"{name}_similarity_stats.npz")
+                with output_errors(path):
+                    np.savez(path, mean=mean, std=std, min=low, max=high)
         return torch.cat(over_time)
 
     def statistics(self) -> dict[str, Stats]:
@@ -305,9 +314,12 @@ class _Collector:
                 blocks = [similarity.cpu()]
             else:
                 stats.add(*op(patches, reduce="stats")[:4])
-                k = writers[0].shape[2] if writers else 0
-                blocks = [block.cpu() for block in op(patches, reduce="topk", k=k)] if k else []
-        for writer, block in zip(writers, blocks, strict=False):  # a matrix of one row has no other
+                blocks = []
+                if writers and (k := writers[0].shape[2]):
+                    blocks = [block.cpu() for block in op(patches, reduce="topk", k=k)]
+                elif writers:  # a matrix of one row has no other
+                    blocks = [torch.empty(len(stats.last_mean), 1, 0)] * 2
+        for writer, block in zip(writers, blocks, strict=True):
             while len(self._pending) >= PENDING_WRITES:
                 self._pending.popleft().result()
             self._pending.append(self._disk.submit(self._write, writer, block.numpy()))
@@ -324,14 +336,15 @@ class _Collector:
             writer.close()
 
     def _thumbnail(self, pixels: torch.Tensor) -> bytes:
-        """JPEG of what the encoder saw, in the aspect of the video; shrunk where the pixels are."""
+        """JPEG of what the encoder saw, in the aspect of the video; resized where the pixels are."""
         pre = self.encoder.preprocess
         mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (pre.mean, pre.std))
         height, width = self.info.display_size
-        size = (max(1, round(THUMBNAIL_WIDTH * height / width)), THUMBNAIL_WIDTH)
+        scale = THUMBNAIL_SIDE / max(height, width)
+        size = tuple(max(8, round(n * scale)) for n in (height, width))  # CUDA's resize cannot shrink to a line
         picture = F.interpolate((pixels.float() * std + mean)[None], size, mode="bilinear", antialias=True)[0]
         levels = (picture * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-        return thumbnail(levels, width=THUMBNAIL_WIDTH)
+        return thumbnail(levels)
 
 
 class _Pictures:
@@ -359,8 +372,8 @@ class _Pictures:
         """The heat maps: frames, some positions over time, some frames within themselves."""
         with self.timings.stage("pictures"):
             self._write("frame_similarity.png", frame_similarity, "Frame Similarity", self.OVER_TIME)
-            picked = _spread(patches.shape[1], positions)
-            for p, matrix in zip(picked, matrices(position_similarity, patches[:, picked]).cpu(), strict=True):
+            for p in _spread(patches.shape[1], positions):
+                matrix = matrices(position_similarity, patches[:, p : p + 1])[0]
                 row, column = divmod(p, self.columns)
                 title = f"Position {p} (row {row}, col {column})"
                 self._write(f"position_{p:04d}_r{row}_c{column}.png", matrix, title, self.OVER_TIME)
@@ -422,7 +435,7 @@ def _summarise(
     output_dir: str,
 ) -> AnalysisSummary:
     return AnalysisSummary(
-        status="complete" if decoded.delivered == decoded.expected else "partial",
+        status="partial" if decoded.lost else "complete",
         video=_describe(info),
         settings=settings,
         encoder=encoder.describe(),
@@ -468,8 +481,8 @@ def _notes(encoder: Encoder, collect: _Collector, decoded: DecodeReport) -> list
     notes = []
     if encoder.random_weights:
         notes.append(f"{encoder.spec}: random weights; the numbers mean nothing")
-    if lost := decoded.expected - decoded.delivered:
-        notes.append(f"{lost} of {decoded.expected} planned frames could not be decoded")
+    if decoded.lost:
+        notes.append(f"{decoded.lost} of {decoded.expected} planned frames could not be decoded")
     if decoded.fallback_reason:
         notes.append(f"decoded with {decoded.backend}: {decoded.fallback_reason}")
     if collect.featureless:

@@ -106,7 +106,7 @@ def analyze(
         raise UsageError("give one video: vsim analyze VIDEO (or --video-path VIDEO, or --demo)")
     from vsim_fast.analysis import analyze as run
     from vsim_fast.pipeline import Timings
-    from vsim_fast.store import output_errors
+    from vsim_fast.store import atomic_path, output_errors
     from vsim_fast.video.demo import write_demo_clip
 
     timings = Timings()
@@ -115,7 +115,8 @@ def analyze(
         with output_errors(output_dir):
             output_dir.mkdir(parents=True, exist_ok=True)
         video = str(output_dir / "demo.mp4")
-        write_demo_clip(video)
+        with atomic_path(Path(video)) as partial:
+            write_demo_clip(partial)
     with _progress() as progress:
         summary = run(
             video or video_path, _encoder_spec(model), output_dir=output_dir, fps=fps, max_frames=max_frames,
@@ -135,20 +136,19 @@ def analyze(
 @app.command()
 def doctor(json_: Json = False) -> None:
     """What this machine can do, and for each thing it cannot: why, and the cure."""
-    from vsim_fast.doctor import diagnose
+    from vsim_fast.doctor import diagnose, exit_code
 
     checks = diagnose()
-    broken = any(check.required and check.ok is False for check in checks)
+    code = exit_code(checks)
     if json_:
-        print(json.dumps({"ok": not broken, "checks": [check.as_dict() for check in checks]}))
+        print(json.dumps({"ok": code == 0, "checks": [check.as_dict() for check in checks]}))
     else:
         table = _table("", "check", "detail", "cure")
         for check in checks:
             mark = {True: "[green]yes[/]", False: "[red]no[/]", None: "[yellow]-[/]"}[check.ok]
             table.add_row(mark, *map(_escape, (check.name, check.detail, check.cure)))
         _console().print(table)
-    if broken:
-        raise typer.Exit(EXIT_ERROR)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -257,7 +257,7 @@ def _print_analysis(summary: Any) -> None:
     print(
         f"{summary.frames} frames in {summary.timings['total']:.1f} s -> {summary.output_dir} "
         f"({len(summary.outputs) + 1} files, {_size(size)}); decoder {summary.decoder['backend']}, "
-        f"device {encoder['device']}, {encoder['dtype']}, encoder {encoder['spec']}"
+        f"device {encoder['device']}, {encoder['token_dtype']}, encoder {encoder['spec']}"
         + (" (random weights)" if encoder["random_weights"] else "")
     )
 

@@ -14,15 +14,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vsim_fast.encode import cached_repos, hub_cache
+from vsim_fast.processor import BFLOAT16, instruction_sets, usable_cores
+
 NVIDIA_LIBRARIES = {  # soname -> what needs it
     "libcuda.so.1": "every GPU computation",
     "libnvcuvid.so.1": "decoding on the GPU",
     "libnvidia-encode.so.1": "importing PyNvVideoCodec, also where it only decodes",
 }
 VIDEO_CODECS = ("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mpeg2video", "prores", "mjpeg")
-NVDEC_FORMATS = [  # label, cudaVideoCodec name, bits per sample; 4:2:0
-    ("h264", "H264", 8), ("hevc", "HEVC", 8), ("hevc 10-bit", "HEVC", 10), ("vp9", "VP9", 8), ("av1", "AV1", 8),
-]  # fmt: skip
+NVDEC_FORMATS = [("h264", 8), ("hevc", 8), ("hevc", 10), ("vp9", 8), ("av1", 8)]  # codec, bits per sample; 4:2:0
 REINSTALL = "pip install --force-reinstall --no-deps . in the source folder"
 ENCODER_FAMILIES = ("dinov2", "dinov3", "siglip", "clip", "videollama3", "vit")
 
@@ -107,28 +108,21 @@ def _driver() -> Iterator[Check]:
 
 
 def _nvdec() -> Iterator[Check]:
-    try:
-        import PyNvVideoCodec as nvc
-    except ModuleNotFoundError as error:
-        yield Check("nvdec", False, _reason(error), "pip install 'vsim_fast[nvdec]' (Linux x86-64)")
-        return
-    except Exception as error:  # without a driver the import raises RuntimeError with a page of advice
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        cure = "install the NVIDIA driver with its video libraries (see the lines above)"
-        yield Check("nvdec", False, f"PyNvVideoCodec does not import: {first}", cure)
+    from vsim_fast.video import _nvdec
+
+    nv = _nvdec.library()
+    if isinstance(nv, str):
+        reason, _, cure = nv.partition("; ")
+        yield Check("nvdec", False, reason, cure)
         return
     able, unable = [], []
-    for label, codec, bits in NVDEC_FORMATS:
-        try:
-            kind = getattr(nvc.cudaVideoCodec, codec)
-            caps = nvc.GetDecoderCaps(gpuid=0, codec=kind, chromaformat=420, bitdepth=bits)
-            if caps["num_decoder_engines"] > 0 and caps["width_max"] > 0:
-                able.append(f"{label} up to {caps['width_max']}x{caps['height_max']}")
-            else:
-                unable.append(label)
-        except Exception as error:
-            unable.append(f"{label} ({_reason(error)})")
-    detail = f"decodes {', '.join(able) or 'nothing'}" + (f"; not {', '.join(unable)}" if unable else "")
+    for codec, depth in NVDEC_FORMATS:
+        caps = _nvdec.hardware_limits(codec, depth, gpu=0)
+        if isinstance(caps, str):
+            unable.append(caps)
+        else:
+            able.append(f"{codec} in {depth} bits up to {caps['width_max']}x{caps['height_max']}")
+    detail = "; ".join([f"decodes {', '.join(able) or 'nothing'}", *unable])
     yield Check("nvdec", bool(able), detail, "" if able else "use a GPU with a video decoder, or --decoder pyav")
 
 
@@ -179,18 +173,15 @@ def _triton() -> Iterator[Check]:
 
 
 def _processor() -> Iterator[Check]:
-    flags = _cpu_flags()
-    native = {"avx512_bf16", "amx_bf16", "bf16"} & flags
-    if not flags:
+    native = BFLOAT16 & instruction_sets()
+    if not instruction_sets():
         yield Check("native bf16", None, "this system does not list its CPU's instruction sets")
     elif native:
         yield Check("native bf16", True, f"the CPU has {', '.join(sorted(native))}")
     else:
         cure = "nothing to install: encoders compute in fp32 on this CPU"
         yield Check("native bf16", False, "the CPU has none of AVX512-BF16, AMX-BF16, Arm BF16", cure)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    detail = f"{cores} for this process, {os.cpu_count()} in the machine"
-    yield Check("cpu cores", True, detail)
+    yield Check("cpu cores", True, f"{usable_cores()} for this process, {os.cpu_count()} in the machine")
     yield _enough("free memory", _free_memory(), 4)
     yield _enough("free disk", shutil.disk_usage(Path.cwd()).free, 2, f" in {Path.cwd()}")
 
@@ -217,15 +208,12 @@ def _extras() -> Iterator[Check]:
 
 def _encoders() -> Iterator[Check]:
     yield Check("encoder builtin", True, "ships with the package, needs no download")
-    home = os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE", Path(home) / "hub"))
-    names = [path.name.removeprefix("models--").replace("--", "/") for path in sorted(hub.glob("models--*"))]
-    known = [name for name in names if any(family in name.lower() for family in ENCODER_FAMILIES)]
+    known = [name for name in cached_repos() if any(family in name.lower() for family in ENCODER_FAMILIES)]
     if known:
         shown = ", ".join(known[:8]) + (", …" if known[8:] else "")
-        yield Check("encoder weights", True, f"{len(known)} in {hub}: {shown}")
+        yield Check("encoder weights", True, f"{len(known)} in {hub_cache()}: {shown}")
     else:
-        yield Check("encoder weights", None, f"no cached vision model in {hub}",
+        yield Check("encoder weights", None, f"no cached vision model in {hub_cache()}",
                     "name a hub id (timm:NAME, hf:ID) to fetch one, or a local folder")  # fmt: skip
 
 
@@ -253,14 +241,6 @@ def _library_error(soname: str) -> str | None:
     except OSError as error:
         return str(error)
     return None
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return set(next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), ()))
 
 
 def _free_memory() -> int | None:

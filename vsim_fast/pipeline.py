@@ -1,8 +1,8 @@
 """Path to features: where decoding and encoding meet.
 
 A decode thread turns packets into encoder input (decode, colour, resize, normalise) while the calling thread runs the
-encoder. The queue between them is bounded. On a GPU the decode thread works on a stream of its own and hands over
-events, so that frames stay on the device, and the next forward pass is enqueued before the last one is looked at.
+encoder. The queue between them is bounded. On a GPU both work on streams of their own and hand over events, so that
+frames stay on the device, and the next forward pass runs while the caller looks at the last one on its own stream.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,37 +30,40 @@ FEATURELESS_STD = 3.0
 
 
 class Timings:
-    """Busy seconds per stage. Stages overlap, so they may sum to more than the wall time."""
+    """Busy seconds per stage, from any thread. Stages overlap, so they may sum to more than the wall time."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, Any, Any]] = []
 
     @contextmanager
     def stage(self, name: str, device: torch.device | None = None) -> Iterator[None]:
-        """Time the block; on a CUDA device the work it enqueues, not the enqueueing."""
+        """Time the block; on a CUDA device the work it enqueues on the current stream, not the enqueueing."""
         if device is not None and device.type == "cuda":
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            first.record()
+            stream = torch.cuda.current_stream(device)
+            first = stream.record_event(torch.cuda.Event(enable_timing=True))
             yield
-            last.record()
+            last = stream.record_event(torch.cuda.Event(enable_timing=True))
             self._events.append((name, first, last))
             return
         start = time.perf_counter()
         try:
             yield
         finally:
-            self._seconds[name] += time.perf_counter() - start
+            self.add(name, time.perf_counter() - start)
 
     def add(self, name: str, seconds: float) -> None:
-        self._seconds[name] += seconds
+        with self._lock:
+            self._seconds[name] += seconds
 
     def seconds(self) -> dict[str, float]:
-        for name, first, last in self._events:
+        while self._events:
+            name, first, last = self._events.pop()
             last.synchronize()
-            self._seconds[name] += first.elapsed_time(last) / 1000
-        self._events.clear()
-        return dict(self._seconds)
+            self.add(name, first.elapsed_time(last) / 1000)
+        with self._lock:
+            return dict(self._seconds)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class EncodedFrames:
     index: Tensor
     """int64 [B] on the CPU, positions in the video's table of frames."""
     featureless: Tensor
-    """bool [B]: black or without texture; such frames match everything."""
+    """bool [B] on the CPU: black or without texture; such frames match everything."""
 
 
 def encode_video(reader: VideoReader, encoder: Encoder, timings: Timings | None = None) -> Iterator[EncodedFrames]:
@@ -86,24 +89,25 @@ def encode_video(reader: VideoReader, encoder: Encoder, timings: Timings | None 
         EncoderError: a feature is NaN or infinite.
     """
     timings = timings or Timings()
-    cuda = encoder.device.type == "cuda"
-    in_flight: tuple[_Prepared, Tokens, Tensor] | None = None
-    for item in _prefetch(lambda: _prepare(reader, encoder, timings)):
-        if cuda:
-            compute = torch.cuda.current_stream(encoder.device)
-            compute.wait_event(item.ready)
-            item.pixels.record_stream(compute)
-        with timings.stage("encode", encoder.device):
-            tokens = encoder.forward_in_batches(item.pixels)
-            finite = torch.isfinite(tokens.patches).all()
-        if in_flight is not None:
-            yield _checked(*in_flight, reader, encoder)
-        in_flight = (item, tokens, finite)
-        if not cuda:
-            yield _checked(*in_flight, reader, encoder)
-            in_flight = None
-    if in_flight is not None:
-        yield _checked(*in_flight, reader, encoder)
+    stream = None
+    if encoder.device.type == "cuda":
+        stream = torch.cuda.Stream(encoder.device)
+        stream.wait_stream(torch.cuda.current_stream(encoder.device))  # on which the weights were made
+    ahead: deque[_Encoded] = deque()
+    with closing(_prefetch(lambda: _prepare(reader, encoder, timings))) as prepared:
+        for item in prepared:
+            with torch.cuda.stream(stream) if stream else nullcontext():
+                if stream:
+                    stream.wait_event(item.ready)
+                    item.pixels.record_stream(stream)
+                with timings.stage("encode", encoder.device):
+                    tokens = encoder.forward_in_batches(item.pixels)
+                    finite = torch.isfinite(tokens.patches).all().to("cpu", non_blocking=stream is not None)
+                ahead.append(_Encoded(item, tokens, finite, stream.record_event() if stream else None))
+            if len(ahead) > (stream is not None):
+                yield _checked(ahead.popleft(), reader, encoder)
+        while ahead:
+            yield _checked(ahead.popleft(), reader, encoder)
 
 
 @dataclass(frozen=True)
@@ -112,15 +116,26 @@ class _Prepared:
     """Its planes or pixels are released; only times and indices are read."""
     pixels: Tensor
     featureless: Tensor
+    """On the CPU, valid once `ready` has passed."""
     ready: Any
-    """CUDA event behind the work that makes `pixels`, or None."""
+    """CUDA event behind the work that makes the tensors, or None."""
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    item: _Prepared
+    tokens: Tokens
+    finite: Tensor
+    """bool [] on the CPU, valid once `done` has passed."""
+    done: Any
+    """CUDA event behind the forward pass, or None."""
 
 
 def _prepare(reader: VideoReader, encoder: Encoder, timings: Timings) -> Iterator[_Prepared]:
     """Decoded batches as encoder input; runs in the decode thread."""
     cuda = encoder.device.type == "cuda"
     stream = torch.cuda.Stream(encoder.device) if cuda else None
-    to_levels = torch.tensor(encoder.preprocess.std, device=encoder.device) * 255
+    to_levels = torch.tensor([255 * std for std in encoder.preprocess.std], device=encoder.device)
     batches = iter(reader)
     while True:
         with torch.cuda.stream(stream) if cuda else nullcontext(), torch.inference_mode():
@@ -131,15 +146,22 @@ def _prepare(reader: VideoReader, encoder: Encoder, timings: Timings) -> Iterato
             with timings.stage("pixels", encoder.device):
                 pixels = encoder.pixels(frames)
                 levels = pixels[:, :, ::4, ::4].flatten(2).float().std(2, correction=0) * to_levels
-                featureless = levels.amax(1) < FEATURELESS_STD
+                featureless = (levels.amax(1) < FEATURELESS_STD).to("cpu", non_blocking=cuda)
             ready = stream.record_event() if stream else None
             frames.release()
         yield _Prepared(frames, pixels, featureless, ready)
 
 
-def _checked(item: _Prepared, tokens: Tokens, finite: Tensor, reader: VideoReader, encoder: Encoder) -> EncodedFrames:
+def _checked(encoded: _Encoded, reader: VideoReader, encoder: Encoder) -> EncodedFrames:
+    item, tokens = encoded.item, encoded.tokens
+    if encoded.done is not None:
+        encoded.done.synchronize()  # not the stream: the next forward pass is behind it
+        caller = torch.cuda.current_stream(encoder.device)
+        for tensor in (item.pixels, *tokens):
+            if tensor is not None:
+                tensor.record_stream(caller)
     times = item.frames.pts_seconds
-    if not finite:
+    if not encoded.finite:
         cure = "its weights are broken" if encoder.dtype == torch.float32 else "use --precision float32"
         raise EncoderError(
             f"{reader.info.path}: {encoder.spec} in {encoder.dtype} made NaN or infinite features between "

@@ -195,7 +195,7 @@ def write_statistics(path: str | os.PathLike[str], sections: Mapping[str, Stats]
 TEMPLATES = Path(__file__).parent / "templates"
 EXPLORER_BYTES = 3 * 2**20
 """Most bytes of feature codes in the page; base64 makes them a third larger."""
-RANK_MIN, RANK_MAX = 32, 96
+RANK_MIN, RANK_MAX = 32, 192
 PAGE_FRAMES = 1200
 """Most rows of the frame-similarity map kept in the page; longer videos are thinned evenly."""
 KAPPA_BINS = 32

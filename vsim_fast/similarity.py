@@ -104,8 +104,9 @@ class PatchStack:
         else:
             self.kept_as = "normalised float16 in a temporary file"
             with output_errors(scratch), open(scratch, "wb") as file:
-                if hasattr(os, "posix_fallocate"):  # a full disk under a sparse map would kill the process
+                if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a deadly signal once mapped
                     os.posix_fallocate(file.fileno(), 0, 2 * size)
+                file.truncate(2 * size)
             mapped = np.memmap(scratch, dtype=np.float16, mode="r+", shape=(frames, patches, dim))
             self._patches = torch.from_numpy(mapped)
 

@@ -24,10 +24,12 @@ PARTIAL = ".vsim-partial-"
 
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Operating-system refusals as `OutputError`, with the path and what to do."""
+    """Operating-system refusals as `OutputError`, with the final path and what to do."""
     try:
         yield
     except OSError as error:
+        if path.parent.name.startswith(PARTIAL):
+            path = path.parent.parent / path.name
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"{path}: the disk is full; free space or use --reduce stats") from error
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error

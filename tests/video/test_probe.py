@@ -197,11 +197,7 @@ def test_rotation_metadata(tmp_path, degrees, mirrored):
 def test_orientation_is_what_the_matrix_does(a, b, c, d):
     """Move each pixel to (a·x + c·y, b·x + d·y), shift into the first quadrant: equals rot90 then fliplr."""
     matrix = struct.pack("<9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
-
-    class Item(bytes):
-        type = Type.DISPLAYMATRIX
-
-    rotation, mirrored = orientation(SimpleNamespace(side_data=[Item(matrix)]))
+    rotation, mirrored = orientation(SimpleNamespace(side_data={Type.DISPLAYMATRIX: matrix}))
     coded = np.arange(6).reshape(2, 3)
     moved = {(a * x + c * y, b * x + d * y): coded[y, x] for y in range(2) for x in range(3)}
     left, top = min(x for x, _ in moved), min(y for _, y in moved)

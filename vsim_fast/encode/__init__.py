@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,17 +83,19 @@ def known_encoders() -> list[dict[str, Any]]:
         here = found is not None and Path(found.origin).parent.joinpath(*inside).exists()
         reason = None if here else f"{needs.replace('/', '.')} is not installed"
         hub = {"timm": lambda repo: repo.startswith("timm/"), "hf": lambda repo: not repo.startswith("timm/")}.get(kind)
-        cached = [repo for repo in _cached_repos() if hub(repo)] if hub else []
+        cached = [repo for repo in cached_repos() if hub(repo)] if hub else []
         row = {"spec": " | ".join(forms), "what": what, "needs": package, "available": here, "reason": reason}
         rows.append({**row, "cached": cached})
     return rows
 
 
-def _cached_repos() -> list[str]:
-    """Hub models in the local cache, as OWNER/NAME."""
-    import os
+def hub_cache() -> Path:
+    """Folder in which the hub's library keeps what it fetched."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface"))
+    return Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
 
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    folders = cache.glob("models--*/snapshots/*") if cache.is_dir() else ()
+
+def cached_repos() -> list[str]:
+    """Hub models in the local cache, as OWNER/NAME."""
+    folders = hub_cache().glob("models--*/snapshots/*")
     return sorted({folder.parts[-3].removeprefix("models--").replace("--", "/") for folder in folders})

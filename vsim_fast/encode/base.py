@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vsim_fast import ops
+from vsim_fast.errors import DeviceError
 from vsim_fast.records import FrameBatch, FrameFeatures
 
 
@@ -72,6 +73,11 @@ class Encoder(ABC):
     def forward(self, pixels: Tensor) -> Tokens:
         """Tokens of pixels [B, 3, H, W], normalised, of `self.dtype` on `self.device`."""
 
+    @property
+    def token_dtype(self) -> torch.dtype:
+        """Of the tokens that `forward` returns."""
+        return self.dtype
+
     def pixels(self, frames: FrameBatch) -> Tensor:
         """[B, 3, H, W] normalised input for `frames`, on `self.device` in `self.dtype`, rotation applied."""
         info, pre = frames.info, self.preprocess
@@ -94,7 +100,10 @@ class Encoder(ABC):
         )
 
     def forward_in_batches(self, pixels: Tensor) -> Tokens:
-        """`forward` over any number of frames; when memory runs out the batch is halved and the same frames retried."""
+        """`forward` over any number of frames; when memory runs out the batch is halved and the same frames retried.
+
+        Raises: DeviceError: the memory does not hold one frame.
+        """
         parts: list[Tokens] = []
         start = 0
         while start < len(pixels):
@@ -102,9 +111,13 @@ class Encoder(ABC):
             try:
                 with torch.inference_mode():
                     parts.append(self.forward(chunk))
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as error:
                 if len(chunk) == 1:
-                    raise
+                    height, width = self.preprocess.size
+                    raise DeviceError(
+                        f"device {self.device}: no memory for one frame of {width}x{height} in {self.spec}; "
+                        "use a smaller --image-size or another device"
+                    ) from error
                 self.batch_size = max(1, len(chunk) // 2)
                 torch.cuda.empty_cache()
                 continue
@@ -124,6 +137,7 @@ class Encoder(ABC):
         return {
             "spec": self.spec, "id": self.id,
             "device": str(self.device), "dtype": str(self.dtype).removeprefix("torch."),
+            "token_dtype": str(self.token_dtype).removeprefix("torch."),
             "patch_size": self.patch_size, "grid": list(self.grid), "dim": self.dim,
             "random_weights": self.random_weights, "attention": self.attention_kind,
             "preprocess": self.preprocess.as_dict(),

@@ -12,7 +12,6 @@ import hashlib
 import math
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +91,7 @@ class BuiltinEncoder(Encoder):
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if shapes != SHAPES:
             raise EncoderError(f"builtin: {constants} must hold {SHAPES}, got {shapes}")
-        self.device, self.dtype, self.token_dtype, self.patch_size, self.dim = device, torch.float32, dtype, PATCH, DIM
+        self.device, self.dtype, self._token_dtype, self.patch_size, self.dim = device, torch.float32, dtype, PATCH, DIM
         if device.type == "cpu":
             self.batch_size = CPU_BATCH_SIZE
         self.grid = (image_size // PATCH, image_size // PATCH)
@@ -107,15 +106,16 @@ class BuiltinEncoder(Encoder):
         self._cls_weight = tensors["cls_weight"].float().T.contiguous().to(device)
         self._regions = region_weights(self.grid).to(device)
 
+    @property
+    def token_dtype(self) -> torch.dtype:
+        return self._token_dtype
+
     def forward(self, pixels: Tensor) -> Tokens:
         maps = cell_maps(pixels.float())
         patches = patch_windows(maps - self._channel_mean) @ self._weight + self._bias
         regions = self._regions @ patches - self._cls_mean  # [B, 16, D]
         cls = (regions @ self._cls_weight).flatten(1)
         return Tokens(patches.to(self.token_dtype), cls.to(self.token_dtype), contrast(maps))
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "token_dtype": str(self.token_dtype).removeprefix("torch.")}
 
 
 def cell_maps(pixels: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def cell_maps(pixels: Tensor) -> Tensor:
     Returns:
         float32 [B, 30, H / 7, W / 7].
     """
-    ycc = torch.einsum("kc,bchw->bkhw", YCC.to(pixels), pixels)
+    ycc = torch.einsum("kc,bchw->bkhw", luma_chroma(pixels.device), pixels)
     full = ycc[:, :1]  # [B, 1, H, W]
     half = F.avg_pool2d(full, 2)
     low = F.avg_pool2d(ycc, CELL)  # [B, 3, H / 7, W / 7]
@@ -142,6 +142,12 @@ def cell_maps(pixels: Tensor) -> Tensor:
         oriented_gradients(low[:, :1], reach=1),
     ], 1)  # fmt: skip
     return torch.cat([(gradients + GRADIENT_FLOOR).sqrt(), low, 0.5 * (energy + ENERGY_FLOOR).log()], 1)
+
+
+@cache
+def luma_chroma(device: torch.device) -> Tensor:
+    """YCC on the device: a copy per forward pass would wait for the pass before."""
+    return YCC.to(device)
 
 
 def oriented_gradients(image: Tensor, *, reach: int) -> Tensor:

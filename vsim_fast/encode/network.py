@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 from abc import abstractmethod
-from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from vsim_fast.encode.base import Encoder, Preprocess, Tokens
 from vsim_fast.encode.checkpoint import weights_digest
 from vsim_fast.encode.spec import Spec
 from vsim_fast.errors import DeviceError, UsageError
+from vsim_fast.processor import cpu_has_bfloat16
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COSINE_BOUND = 8e-3  # largest error of a patch cosine that `auto` accepts for a 16-bit dtype
@@ -66,16 +65,6 @@ def candidate_dtypes(precision: str, device: torch.device) -> list[torch.dtype]:
     if precision == "float16" and device.type == "cpu":
         raise DeviceError("precision float16 needs a GPU; on the CPU use bfloat16 or float32")
     return [PRECISIONS[precision]]
-
-
-@cache
-def cpu_has_bfloat16() -> bool:
-    """True on Linux where the CPU has bfloat16 dot products (AVX512-BF16, AMX, Arm BF16); elsewhere it is not known."""
-    if not os.path.exists("/proc/cpuinfo"):
-        return False
-    with open("/proc/cpuinfo") as lines:
-        flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
 
 
 def check_image_size(image_size: int | None, default: int, patch: int) -> int:

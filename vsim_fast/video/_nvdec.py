@@ -36,16 +36,16 @@ class NvdecError(Exception):
 
 @cache
 def library() -> ModuleType | str:
-    """PyNvVideoCodec, or why it cannot be used. Its import needs the driver and fails with RuntimeError without one."""
+    """PyNvVideoCodec, or "reason; cure". Its import needs the driver and fails with RuntimeError without one."""
     try:
         import PyNvVideoCodec
     except ImportError as error:
         if "PyNvVideoCodec" in str(error):
             return "PyNvVideoCodec is not installed; install vsim_fast[nvdec]"
-        return f"PyNvVideoCodec does not import ({_line(error)})"
+        return f"PyNvVideoCodec does not import ({_line(error)}); reinstall vsim_fast[nvdec]"
     except Exception as error:  # a missing driver library is a RuntimeError with a page of text
         return (
-            f"PyNvVideoCodec does not import ({_line(error)}); it needs the NVIDIA driver with libnvcuvid and "
+            f"PyNvVideoCodec does not import ({_line(error)}); install the NVIDIA driver with libnvcuvid and "
             "libnvidia-encode (in a container: NVIDIA_DRIVER_CAPABILITIES with 'video')"
         )
     return PyNvVideoCodec
@@ -84,23 +84,23 @@ def why_not_file(info: VideoInfo, output: str) -> str | None:
     return None
 
 
-def why_not_hardware(info: VideoInfo, gpu: int) -> str | None:
-    """What speaks against it in the driver and the GPU."""
+def hardware_limits(codec: str, depth: int, gpu: int) -> dict[str, int] | str:
+    """Sizes of 4:2:0 video in `codec` (FFmpeg's name) and `depth` bits that the GPU decodes, or why it does not."""
     nv = library()
     if isinstance(nv, str):
         return nv
-    codec, depth = CODECS[info.codec], DEPTHS[info.pix_fmt]
-    try:
-        caps = nv.GetDecoderCaps(
-            gpuid=gpu,
-            codec=getattr(nv.cudaVideoCodec, codec),
-            chromaformat=getattr(nv.cudaVideoChromaFormat, "420"),
-            bitdepth=depth,
-        )
+    try:  # the chroma format defaults to 4:2:0
+        caps = nv.GetDecoderCaps(gpuid=gpu, codec=getattr(nv.cudaVideoCodec, CODECS[codec]), bitdepth=depth)
     except Exception as error:
         return f"the GPU does not say whether it decodes {codec} in {depth} bits ({_line(error)})"
-    if not caps.get("num_decoder_engines"):
-        return f"the GPU does not decode {codec} in {depth} bits"
+    return caps if caps.get("num_decoder_engines") else f"the GPU does not decode {codec} in {depth} bits"
+
+
+def why_not_hardware(info: VideoInfo, gpu: int) -> str | None:
+    """What speaks against it in the driver and the GPU."""
+    codec, caps = info.codec, hardware_limits(info.codec, DEPTHS[info.pix_fmt], gpu)
+    if isinstance(caps, str):
+        return caps
     if not (
         caps["width_min"] <= info.width <= caps["width_max"] and caps["height_min"] <= info.height <= caps["height_max"]
     ):

@@ -28,6 +28,8 @@ FORMATS = (  # demuxers that read one file and nothing else: no hls, dash, conca
 TIMELESS = {"avi", "mpegvideo", "h264", "hevc", "vvc", "m4v", "h261", "h263", "vc1", "mjpeg"}
 """Demuxers of files that store no presentation times; what FFmpeg then guesses need not be what it decodes."""
 TIMEOUT_SECONDS = 60
+TAGS_AS_TEXT = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+"""PyAV 19 no longer has the option: undecodable tags never fail there."""
 READ_ERRORS = 16
 """Consecutive read errors after which a file counts as ended."""
 MATRICES = {1: "bt709", 4: "bt601", 5: "bt601", 6: "bt601", 7: "bt709", 9: "bt2020", 10: "bt2020"}  # AVCOL_SPC_*
@@ -47,7 +49,7 @@ def open_container(path: str, limits: Limits) -> Iterator[tuple[av.container.Inp
             f"file:{path}",
             container_options={"protocol_whitelist": "file", "format_whitelist": FORMATS},
             options={"max_pixels": str(limits.max_pixels)},
-            metadata_errors="replace",
+            **TAGS_AS_TEXT,
             timeout=TIMEOUT_SECONDS,
         )
     except (av.FFmpegError, OSError, ValueError, UnicodeError) as error:
@@ -246,13 +248,13 @@ def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
     The matrix sends a coded point (x, y), y down, to (a·x + c·y, b·x + d·y). A negative determinant mirrors: undoing
     the left-right flip, which is the last step, leaves a turn whose clockwise angle is atan2(b, a).
     """
-    for item in frame.side_data:
-        if item.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:
-            a, b, _, c, d, *_ = struct.unpack("<9i", bytes(item)[:36])
-            mirrored = a * d - b * c < 0
-            clockwise = math.degrees(math.atan2(b, -a if mirrored else a))
-            return round(-clockwise / 90) % 4 * 90, mirrored
-    return 0, False
+    matrix = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
+    if matrix is None:
+        return 0, False
+    a, b, _, c, d, *_ = struct.unpack("<9i", bytes(matrix)[:36])
+    mirrored = a * d - b * c < 0
+    clockwise = math.degrees(math.atan2(b, -a if mirrored else a))
+    return round(-clockwise / 90) % 4 * 90, mirrored
 
 
 # ---- decode ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 from vsim_fast.errors import DeviceError, UsageError
+from vsim_fast.processor import usable_cores
 from vsim_fast.records import FrameBatch, VideoInfo
 from vsim_fast.video._batches import DecodeReport
 from vsim_fast.video.probe import DEFAULT_LIMITS, Limits, probe
@@ -20,11 +21,6 @@ from vsim_fast.video.sampling import Sampling, plan, plan_indices
 
 MAX_THREADS = 16
 ALL_FRAMES = Sampling("all")
-
-
-def usable_cores() -> int:
-    """Cores this process may run on; the affinity mask is Linux's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_video(

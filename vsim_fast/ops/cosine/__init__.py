@@ -14,11 +14,11 @@ from torch import Tensor
 
 from vsim_fast.ops._checks import check_out, check_same, check_tensor
 from vsim_fast.ops._dispatch import choose
-from vsim_fast.ops.cosine._results import BestMatch, SimilarityStats, TopMatches, merge_stats
+from vsim_fast.ops.cosine._results import BestMatch, SimilarityStats, TopMatches
 
 __all__ = [
     "BestMatch", "SimilarityStats", "TopMatches",
-    "best_match", "frame_similarity", "intra_frame_similarity", "merge_stats", "position_similarity",
+    "best_match", "frame_similarity", "intra_frame_similarity", "position_similarity",
 ]  # fmt: skip
 
 Reduce = Literal["stats", "topk"]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -44,6 +42,11 @@ class BestMatch(NamedTuple):
     """[..., Pb] int64 row of a."""
 
 
+def only(result: SimilarityStats | TopMatches) -> SimilarityStats | TopMatches:
+    """Of a batch of one matrix: the result without that axis."""
+    return type(result)(*(field[0] if isinstance(field, Tensor) else field for field in result))
+
+
 def pool(mean: Tensor, squares: Tensor, low: Tensor, high: Tensor, count: Tensor, dim: int) -> tuple[Tensor, ...]:
     """Mean, std, min and max of unions along `dim` of parts with `count` entries and `squares` = sum of squared
     deviations from their own mean. In float64, without cancellation however small the deviation (Chan et al. 1979)."""
@@ -51,17 +54,3 @@ def pool(mean: Tensor, squares: Tensor, low: Tensor, high: Tensor, count: Tensor
     overall = (mean * count).sum(dim) / total
     spread = (squares + count * (mean - overall.unsqueeze(dim)).square()).sum(dim)
     return overall, (spread / total).sqrt(), low.amin(dim), high.amax(dim)
-
-
-def merge_stats(parts: Iterable[SimilarityStats]) -> SimilarityStats:
-    """Statistics over every entry of every matrix in `parts`: scalars, on the CPU. The parts may differ in `count`."""
-    columns = [
-        torch.stack([part.mean, part.std, part.min, part.max, torch.full_like(part.mean, part.count)])
-        .cpu()
-        .reshape(5, -1)
-        for part in parts
-    ]
-    if not columns:
-        raise ValueError("parts must hold at least one SimilarityStats, got none")
-    mean, std, low, high, count = torch.cat(columns, 1)
-    return SimilarityStats(*pool(mean, std.square() * count, low, high, count, 0), count=int(count.sum()))

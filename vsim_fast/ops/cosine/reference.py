@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vsim_fast.ops.cosine._results import BestMatch, SimilarityStats, TopMatches
+from vsim_fast.ops.cosine._results import BestMatch, SimilarityStats, TopMatches, only
 
 SCRATCH_BYTES = 16 << 20
 PANEL = 256
@@ -34,11 +34,7 @@ def frame_similarity(patches: Tensor, *, reduce: str | None, k: int, out: Tensor
         torch.sum(patches[block].to(means.dtype), dim=1, out=means[block])  # [b, D]
     means /= max(positions, 1)
     result = _gram(means[None], reduce, k, None if out is None else out[None])
-    if reduce is None:
-        return out
-    if reduce == "stats":
-        return SimilarityStats(*(field.squeeze(0) for field in result[:4]), count=result.count)
-    return TopMatches(*(field.squeeze(0) for field in result))
+    return out if reduce is None else only(result)
 
 
 def best_match(a: Tensor, b: Tensor) -> BestMatch:

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vsim_fast.ops._triton_compile import CompileCase
-from vsim_fast.ops.cosine._results import BestMatch, SimilarityStats, TopMatches, pool
+from vsim_fast.ops.cosine._results import BestMatch, SimilarityStats, TopMatches, only, pool
 
 
 @triton.jit
@@ -265,11 +265,7 @@ def intra_frame_similarity(patches: Tensor, *, reduce: str | None, k: int, out: 
 def frame_similarity(patches: Tensor, *, reduce: str | None, k: int, out: Tensor | None):
     means = frame_means(patches)
     result = gram(means[None], reduce, k, None if out is None else out[None])
-    if reduce is None:
-        return out
-    if reduce == "stats":
-        return SimilarityStats(*(field.squeeze(0) for field in result[:4]), count=result.count)
-    return TopMatches(*(field.squeeze(0) for field in result))
+    return out if reduce is None else only(result)
 
 
 def best_match(a: Tensor, b: Tensor) -> BestMatch:
