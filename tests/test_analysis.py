@@ -320,3 +320,7 @@ def test_failed_run_keeps_earlier_results(clip, encoder, tmp_path, monkeypatch):
     with pytest.raises(CorruptVideo):
         analyze(clip, encoder, output_dir=tmp_path, **OPTIONS)
     assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+
+
+def test_planned_bytes_of_more_matches_than_a_row_has():
+    assert planned_bytes(4, 64, reduce="topk", topk=100_000) == planned_bytes(4, 64, reduce="topk", topk=63)

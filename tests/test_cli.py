@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +85,14 @@ def test_bad_options_are_one_line(capsys, clip, tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_late_errors_leave_no_empty_folder(capsys, clip, tmp_path):
+    code, _, stderr = run(
+        capsys, "analyze", clip, "--output-dir", tmp_path / "out", "--decoder", "nvdec", "--device=cpu"
+    )
+    assert code == 1 and "nvdec" in stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
 def test_cuda_asked_for_where_there_is_none(capsys, clip, tmp_path):
     import torch
 
@@ -92,10 +102,38 @@ def test_cuda_asked_for_where_there_is_none(capsys, clip, tmp_path):
     assert code == 1 and "cuda" in stderr and stderr.count("\n") == 1
 
 
-def test_wrong_usage_ends_with_1(capsys):
-    assert run(capsys, "analyze", "--bogus")[0] == 1
-    assert run(capsys, "analyze")[0] == 1
-    assert run(capsys, "analyze", "a.mp4", "--demo")[0] == 1
+@pytest.mark.parametrize(
+    "arguments", [["--bogus"], [], ["a.mp4", "--demo"], ["a.mp4", "b.mp4"], ["a.mp4", "--fps", "x"], ["a.mp4", "--fps"]]
+)
+def test_wrong_usage_is_one_line_and_ends_with_1(capsys, arguments):
+    code, stdout, stderr = run(capsys, "analyze", "--json", *arguments)
+    assert code == 1 and stderr.startswith("error: ") and stderr.count("\n") == 1
+    assert json.loads(stdout)["error"]["type"] == "UsageError"
+
+
+def test_names_that_are_no_text_or_look_like_markup(capsys, clip, tmp_path):
+    video = os.fsdecode(os.fsencode(tmp_path) + b"/<script>\xff\n[b].mp4")
+    shutil.copy(clip, video)
+    out = tmp_path / "out"
+    code, stdout, _ = run(
+        capsys, "analyze", video, "--output-dir", out, "--max-frames", "2", "--image-size", "56", "--json"
+    )
+    assert code == 0
+    assert json.loads(stdout)["video"]["path"].endswith("<script>\ufffd\n[b].mp4")
+    assert "&lt;script&gt;\ufffd" in (out / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_interrupted_run_cleans_up(clip, tmp_path, name, code):
+    out = tmp_path / "out"
+    script = (  # the signal comes once the frames have been encoded
+        "import os, signal, sys, vsim_fast.similarity as s\n"
+        f"s.PatchStack.frame_similarity = lambda self: os.kill(os.getpid(), signal.{name})\n"
+        "from vsim_fast.cli import main; main(sys.argv[1:])"
+    )
+    arguments = ["analyze", clip, "--max-frames", "2", "--image-size", "56", "--output-dir", out]
+    ended = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True)
+    assert ended.returncode == code and not out.exists()
 
 
 def test_doctor_and_models_print_json(capsys):

@@ -80,7 +80,7 @@ def test_nan_features_name_the_file_and_the_times(clip, encoder, monkeypatch):
         return Tokens(tokens.patches * torch.nan, tokens.cls, tokens.attention)
 
     monkeypatch.setattr(encoder, "forward", spoilt)
-    with pytest.raises(EncoderError, match=r"demo\.mp4: builtin .* between 0\.000 s and 1\.000 s; use --precision"):
+    with pytest.raises(EncoderError, match=r"demo\.mp4: builtin .* between 0\.000 s and 1\.000 s; its weights"):
         encoded(clip, encoder)
 
 

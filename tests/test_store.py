@@ -105,3 +105,9 @@ def test_atomic_path_renames_or_removes(tmp_path):
         partial.write_text("1")
         raise KeyError
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_folder_translates_refusals_of_the_system(tmp_path):
+    with pytest.raises(OutputError, match="disk is full"), OutputFolder(tmp_path / "o"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not (tmp_path / "o").exists()

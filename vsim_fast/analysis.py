@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import time
 from collections import deque
@@ -162,7 +163,7 @@ def analyze(
             over_time = collect.positions(progress)
         statistics = collect.statistics()
         write_statistics(out.file("statistics.txt"), statistics)
-        summary = _summarise(info, settings, encoder, collect, statistics, reader.report, str(out.path))
+        summary = _summarise(info, settings, encoder, collect, statistics, reader.report, _printable(out.path))
         with timings.stage("report"):
             page = _report_data(summary, statistics, collect, frame_similarity, over_time)
             summary.report = write_report(out.file("report.html"), page)
@@ -185,10 +186,11 @@ def planned_bytes(
     """Bytes of the arrays that `analyze` writes, uncompressed."""
     width = np.dtype(dtype).itemsize
     frame = frames * frames * width
+    others = min(topk, frames - 1) + min(topk, patches - 1)  # a row has no more than those to choose from
     if reduce == "stats":
         return frame + 4 * (frames + patches) * 8
     if reduce == "topk":
-        return frame + 4 * (frames + patches) * 8 + 2 * frames * patches * topk * (width + 4)
+        return frame + 4 * (frames + patches) * 8 + frames * patches * others * (width + 4)
     return frame + (patches * frames * frames + frames * patches * patches) * width
 
 
@@ -462,11 +464,17 @@ def _check_arguments(positions: int, reduce: str | None, topk: int, dtype: str) 
 
 def _describe(info: VideoInfo) -> dict[str, Any]:
     return {
-        "path": info.path, "codec": info.codec, "width": info.width, "height": info.height, "pix_fmt": info.pix_fmt,
+        "path": _printable(info.path),
+        "codec": info.codec, "width": info.width, "height": info.height, "pix_fmt": info.pix_fmt,
         "frames": len(info.pts), "duration_seconds": round(info.duration_seconds, 6), "average_fps": info.average_fps,
         "rotation": info.rotation, "mirrored": info.mirrored, "sample_aspect": str(info.sample_aspect),
         "interlaced": info.interlaced, "color": asdict(info.color),
     }  # fmt: skip
+
+
+def _printable(path: str | Path) -> str:
+    """A file name may hold bytes that are no text; JSON and HTML take text."""
+    return os.fsencode(path).decode(errors="replace")
 
 
 def _notes(encoder: Encoder, collect: _Collector, decoded: DecodeReport) -> list[str]:
@@ -478,7 +486,9 @@ def _notes(encoder: Encoder, collect: _Collector, decoded: DecodeReport) -> list
     if decoded.fallback_reason:
         notes.append(f"decoded with {decoded.backend}: {decoded.fallback_reason}")
     if collect.featureless:
-        notes.append(f"{len(collect.featureless)} frames are black or featureless and match everything")
+        count = len(collect.featureless)
+        which = "frame is" if count == 1 else "frames are"
+        notes.append(f"{count} {which} black or featureless: similar to everything")
     return notes
 
 

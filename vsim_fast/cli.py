@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from contextlib import contextmanager
@@ -16,7 +17,11 @@ import typer  # noqa: E402 - the clock starts first
 
 from vsim_fast.errors import CorruptVideo, UsageError, VsimError  # noqa: E402
 
-EXIT_ERROR, EXIT_PARTLY, EXIT_NOTHING = 1, 3, 4
+EXIT_ERROR, EXIT_PARTLY, EXIT_NOTHING, EXIT_INTERRUPTED, EXIT_TERMINATED = 1, 3, 4, 130, 143
+OUT_OF_MEMORY = ("out of memory", "allocate memory")
+"""What torch's errors say on a GPU and on a CPU, where they have no type of their own."""
+WrongUsage = typer.BadParameter.__base__
+"""What the parser raises: click's UsageError, from whichever copy of click typer brings."""
 
 app = typer.Typer(
     help="Video similarity: what is alike, where, when and in which direction.",
@@ -218,7 +223,8 @@ class _Bar:
         self.last_line = time.perf_counter()
 
     def plan(self, frames: int, array_bytes: int) -> None:
-        self.console.print(f"{frames} frames, arrays of {_size(array_bytes)}", highlight=False)
+        noun = "frame" if frames == 1 else "frames"
+        self.console.print(f"{frames} {noun}, arrays of {_size(array_bytes)}", highlight=False)
 
     def advance(self, stage: str, done: int, total: int) -> None:
         if stage not in self.tasks:
@@ -258,7 +264,7 @@ def _print_analysis(summary: Any) -> None:
 
 def _encoder_spec(model: str) -> str:
     """A plain folder, as the original tool's --model_path takes it, means a VideoLLaMA3 checkpoint."""
-    return f"videollama3:{model}" if ":" not in model and Path(model).is_dir() else model
+    return f"videollama3:{model}" if model and ":" not in model and Path(model).is_dir() else model
 
 
 def _console() -> Any:
@@ -296,16 +302,33 @@ ALIASES = {"--model-path": "--model", "--encoder": "--model"}
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: option names may be written with `_` or `-`; every error is one line."""
     arguments = [_option(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # so that what is half-written is removed
     try:
-        app(arguments)
-    except SystemExit as end:  # typer ends with 2 on wrong usage
-        sys.exit(EXIT_ERROR if end.code == 2 else end.code)
+        code = app(arguments, standalone_mode=False)  # otherwise wrong usage is a box of several lines
+    except WrongUsage as error:
+        code = EXIT_ERROR
+        if message := error.format_message():  # none where only the help was printed
+            _fail("UsageError", f"{message.rstrip('.')}; see --help", arguments)
     except VsimError as error:
-        message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
-        if "--json" in arguments:
-            print(json.dumps({"error": {"type": type(error).__name__, "message": message}}))
-        sys.exit(EXIT_NOTHING if isinstance(error, CorruptVideo) else EXIT_ERROR)
+        code = EXIT_NOTHING if isinstance(error, CorruptVideo) else EXIT_ERROR
+        _fail(type(error).__name__, str(error), arguments)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in OUT_OF_MEMORY):
+            raise
+        code = EXIT_ERROR
+        _fail("OutOfMemory", "out of memory; use a smaller --image-size or --max-frames, or --reduce stats", arguments)
+    except (typer.Abort, KeyboardInterrupt):
+        code = EXIT_INTERRUPTED
+    if code == EXIT_INTERRUPTED:
+        _fail("Interrupted", "interrupted", arguments)
+    sys.exit(code)
+
+
+def _fail(kind: str, message: str, arguments: list[str]) -> None:
+    message = " ".join(message.split())
+    print(f"error: {message}", file=sys.stderr)
+    if "--json" in arguments:
+        print(json.dumps({"error": {"type": kind, "message": message}}))
 
 
 def _option(argument: str) -> str:

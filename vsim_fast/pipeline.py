@@ -162,9 +162,10 @@ def _checked(encoded: _Encoded, reader: VideoReader, encoder: Encoder) -> Encode
                 tensor.record_stream(caller)
     times = item.frames.pts_seconds
     if not encoded.finite:
+        cure = "its weights are broken" if encoder.dtype == torch.float32 else "use --precision float32"
         raise EncoderError(
             f"{reader.info.path}: {encoder.spec} in {encoder.dtype} made NaN or infinite features between "
-            f"{times[0]:.3f} s and {times[-1]:.3f} s; use --precision float32"
+            f"{times[0]:.3f} s and {times[-1]:.3f} s; {cure}"
         )
     features = FrameFeatures(tokens.patches, tokens.cls, tokens.attention, times, encoder.grid, encoder.id)
     return EncodedFrames(features, item.pixels, item.frames.index, item.featureless)

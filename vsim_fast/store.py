@@ -60,8 +60,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 class OutputFolder:
     """A folder whose new contents appear together: `file(name)` gives a temporary path to write to, and leaving the
-    `with` block renames all of them, in the order they were asked for. Leaving it by an exception removes them and
-    touches nothing that was there before.
+    `with` block renames all of them, in the order they were asked for. Leaving it by an exception removes them, and
+    the folder if it was made for them, and touches nothing that was there before.
 
     Raises:
         OutputError: the folder cannot be made or written.
@@ -72,6 +72,7 @@ class OutputFolder:
         self.names: list[str] = []
         self._earlier: list[str] = []
         with output_errors(self.path):
+            self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             self._remove_abandoned()
             self.partial = self.path / f"{PARTIAL}{os.getpid()}"
@@ -125,8 +126,14 @@ class OutputFolder:
                     for name in set(self._earlier) - set(self.names):
                         (self.path / name).unlink(missing_ok=True)
                     sync(self.path)
+            elif isinstance(value, OSError):  # whoever wrote here need not translate it
+                with output_errors(Path(os.fsdecode(value.filename or self.path))):
+                    raise value
         finally:
             shutil.rmtree(self.partial, ignore_errors=True)
+            if kind is not None and self._made:
+                with suppress(OSError):  # not empty: someone else writes there too
+                    self.path.rmdir()
 
 
 class ArrayWriter:

@@ -171,7 +171,7 @@ def test_rejects_files_that_are_no_tensor_checkpoint(tmp_path, capsys):
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     torch.save({"epoch": 3}, tmp_path / "none.pth")
     for file, rule in {
-        "evil.pt": "not a readable tensor checkpoint", "cut.safetensors": "not a readable tensor checkpoint",
+        "evil.pt": "not a checkpoint of tensors only", "cut.safetensors": "not a readable tensor checkpoint",
         "none.pth": "holds no tensors", "absent.pt": "no such checkpoint", "model.onnx": "must end in|no such",
     }.items():  # fmt: skip
         with pytest.raises(EncoderError, match=rule):

@@ -35,6 +35,8 @@ GRADIENT_FLOOR = 1e-3
 """Gradient (of luma 0..1, per pixel) below which orientation is noise."""
 ENERGY_FLOOR = 1e-5
 """Band energy of about one grey level of 255."""
+CPU_BATCH_SIZE = 8
+"""As fast as larger batches, in a quarter of the memory of 32."""
 CONSTANTS = Path(__file__).with_name("builtin.safetensors")
 SHAPES = {
     "channel_mean": (CHANNELS,), "weight": (DIM, CHANNELS, WINDOW, WINDOW), "bias": (DIM,),
@@ -90,6 +92,8 @@ class BuiltinEncoder(Encoder):
         if shapes != SHAPES:
             raise EncoderError(f"builtin: {constants} must hold {SHAPES}, got {shapes}")
         self.device, self.dtype, self._token_dtype, self.patch_size, self.dim = device, torch.float32, dtype, PATCH, DIM
+        if device.type == "cpu":
+            self.batch_size = CPU_BATCH_SIZE
         self.grid = (image_size // PATCH, image_size // PATCH)
         self.preprocess = Preprocess((image_size, image_size), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         digest = hashlib.sha256(data).hexdigest()[:12]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from zipfile import is_zipfile
 
 import torch
@@ -34,7 +36,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+            with warnings.catch_warnings(action="ignore"):  # on pickle protocols
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+    except UnpicklingError:  # torch's own message advises to unpickle
+        raise EncoderError(
+            f"{path}: not a checkpoint of tensors only; save its state dict as .safetensors where you trust it"
+        ) from None
     except Exception as error:  # each reader has its own types: zip, pickle, header, size
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise EncoderError(f"{path}: not a readable tensor checkpoint ({reason[:200]})") from None

@@ -63,7 +63,8 @@ def load(spec: Spec, *, image_size: int | None, fit: str, offline: bool, **overr
     architecture, _, tag = spec.name.partition(".")
     if not timm.is_model(architecture):
         near = get_close_matches(architecture, timm.list_models("*vit*"), n=3)
-        raise EncoderError(f"{spec}: timm {timm.__version__} has no model {architecture!r}; near: {', '.join(near)}")
+        hint = f"; near: {', '.join(near)}" if near else ""
+        raise EncoderError(f"{spec}: timm {timm.__version__} has no model {architecture!r}{hint}")
     try:
         config = timm.get_pretrained_cfg(spec.name, allow_unregistered=False)
     except RuntimeError:

@@ -62,7 +62,7 @@ def scan(folder: str, limits: Limits, fps: float | Fraction) -> VideoInfo:
         path=folder, codec="images", width=size[0], height=size[1], pix_fmt="rgb24", color=ColorSpec(guessed=False),
         time_base=1 / rate, pts=np.arange(len(paths)), is_key=np.ones(len(paths), dtype=bool),
         duration_seconds=float(len(paths) / rate), average_fps=float(rate),
-        notes=(f"a folder of {len(paths)} images at {float(rate):g} per second",),
+        notes=(f"a folder of images ({len(paths)}) at {float(rate):g} per second",),
     )  # fmt: skip
 
 

@@ -134,6 +134,7 @@ def scan(path: str, limits: Limits) -> VideoInfo:
             if len(rows) > limits.max_frames:
                 raise UnsupportedVideo(path, f"it has more than the {limits.max_frames} frames allowed")
         first = first or next(iter(decode(None)), None)
+        aspect = stream.sample_aspect_ratio  # FFmpeg's guess from container and codec
         interlaced = bool(first and first.interlaced_frame) or decode.context.field_order > 1
     if first is None or not rows:
         raise CorruptVideo(path, f"no frame decodes ({len(rows)} packets, {decode.errors} errors)")
@@ -163,7 +164,6 @@ def scan(path: str, limits: Limits) -> VideoInfo:
 
     color, guess = color_of(first)
     rotation, mirrored = orientation(first)
-    aspect = decode.context.sample_aspect_ratio
     if announced and announced != len(pts):
         notes.append(f"the container announces {announced} frames, {len(pts)} are there")
     if guess:

@@ -68,8 +68,6 @@ def open_video(
     for name, value in (("batch_size", batch_size), ("threads", threads)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
-    if image_fps is not None and not 0 < image_fps < float("inf"):
-        raise UsageError(f"image_fps must be a finite number above 0, got {image_fps}")
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError(f"device {str(device)!r} was asked for, but torch finds no CUDA device")

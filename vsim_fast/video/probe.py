@@ -80,8 +80,11 @@ def probe(path: str | os.PathLike, *, limits: Limits = DEFAULT_LIMITS, image_fps
         image_fps: frame rate of a folder of images; 3 where not given. Ignored for files.
     Raises:
         OpenError, NoVideoStream, UnsupportedVideo, CorruptVideo: one line each, naming the file and the rule.
+        UsageError: `image_fps` is not a finite number above 0.
     The stream taken is the one FFmpeg takes (largest, then most frames). Results are cached by path, size and mtime.
     """
+    if image_fps is not None and not 0 < image_fps < float("inf"):
+        raise UsageError(f"image_fps must be a finite number above 0, got {image_fps}")
     absolute, status = gate(path)
     if stat.S_ISDIR(status.st_mode):
         from vsim_fast.video import _images
