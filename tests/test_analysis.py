@@ -235,7 +235,7 @@ def test_interrupted_run_leaves_nothing_and_ends(clip, tmp_path):
 import os, signal
 from vsim_fast import analysis, cli
 def interrupt(self, batch):
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
 analysis._Collector.add = interrupt
 cli.main(["analyze", {str(clip)!r}, "--output-dir", {str(tmp_path)!r}, "--image-size", "112", "--device", "cpu"])
 """

@@ -127,8 +127,8 @@ def test_names_that_are_no_text_or_look_like_markup(capsys, clip, tmp_path):
 def test_interrupted_run_cleans_up(clip, tmp_path, name, code):
     out = tmp_path / "out"
     script = (  # the signal comes once the frames have been encoded
-        "import os, signal, sys, vsim_fast.similarity as s\n"
-        f"s.PatchStack.frame_similarity = lambda self: os.kill(os.getpid(), signal.{name})\n"
+        "import signal, sys, vsim_fast.similarity as s\n"
+        f"s.PatchStack.frame_similarity = lambda self: signal.raise_signal(signal.{name})\n"
         "from vsim_fast.cli import main; main(sys.argv[1:])"
     )
     arguments = ["analyze", clip, "--max-frames", "2", "--image-size", "56", "--output-dir", out]
