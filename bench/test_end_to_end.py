@@ -55,7 +55,7 @@ def test_analyze_beside_the_straightforward_script(model, size, precisions, clip
     options = ["--fps", "1", "--max-frames", str(frames), "--image-size", str(size), "--device", DEVICE]
     baseline = "straightforward"
     script = [sys.executable, str(ROOT / "bench" / "straightforward.py"), str(clip), "--model", model, "--random"]
-    ours = [sys.executable, "-c", "from vsim_fast.cli import main; main()", "analyze", str(clip), "--json"]
+    ours = [sys.executable, "-c", "from vsim_fast.cli import run; run()", "analyze", str(clip), "--json"]
     programs = {baseline: [*script, *options, "--out", str(tmp_path / baseline)]}
     for precision in precisions:
         out = ["--model", f"timm:{model}@random", "--precision", precision, "--output-dir", str(tmp_path / precision)]

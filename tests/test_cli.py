@@ -153,6 +153,13 @@ def test_help_and_import_start_no_heavy_library():
     assert out.strip().endswith("[]")
 
 
+def test_console_command_ends_with_its_code_and_all_its_output(tmp_path):
+    command = [sys.executable, "-m", "vsim_fast.cli", "analyze", str(tmp_path / "missing.mp4"), "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stderr.startswith("error: ")
+    assert json.loads(ended.stdout)["error"]["type"] == "OpenError"
+
+
 def test_every_public_name_resolves():
     for name in vsim_fast.__all__:
         assert getattr(vsim_fast, name) is not None
