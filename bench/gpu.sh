@@ -83,8 +83,8 @@ build() {
 
 pytest_here() { "$python" -m pytest -q -p no:cacheprovider "$@"; }
 op_tests() { pytest_here tests/ops --ignore tests/ops/test_triton_compiles.py -m "not needs_nvcc" --require needs_cuda; }
-gpu_tests() { pytest_here tests --ignore tests/ops -m needs_cuda --require needs_cuda -k "not nvdec"; }
-nvdec_tests() { pytest_here tests -m needs_cuda --require needs_cuda -k nvdec; }
+gpu_tests() { pytest_here tests --ignore tests/ops -m "needs_cuda and not needs_nvdec" --require needs_cuda; }
+nvdec_tests() { pytest_here tests -m needs_nvdec --require needs_nvdec; }
 time_ops() { pytest_here bench/test_ops.py --rows "$out" ${1:+"$1"}; }
 time_engine() { pytest_here bench/test_end_to_end.py -k "engine or readers" --rows "$out"; }
 time_programs() { pytest_here bench/test_end_to_end.py -k straightforward --rows "$out"; }

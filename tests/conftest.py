@@ -27,8 +27,18 @@ def _has_playwright() -> bool:
     return True
 
 
+def _no_nvdec() -> str | None:
+    if not HAS_CUDA:
+        return "no CUDA device"
+    from vsim_fast.video import _nvdec
+
+    library = _nvdec.library()
+    return library if isinstance(library, str) else None
+
+
 REASONS = {  # mark -> why it cannot run here, or None
     "needs_cuda": None if HAS_CUDA else "no CUDA device",
+    "needs_nvdec": _no_nvdec(),
     "needs_nvcc": None if shutil.which("nvcc") else "nvcc not found",
     "needs_browser": None if CHROMIUM and _has_playwright() else "Chromium or playwright not found",
     "real_media": None if MEDIA.is_dir() else f"no real clips at {MEDIA}",
@@ -40,11 +50,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for mark, reason in REASONS.items():
-        if reason and item.get_closest_marker(mark):
-            if mark in item.config.getoption("--require"):
-                pytest.fail(f"{mark} is required: {reason}")
-            pytest.skip(reason)
+    unmet = {mark: reason for mark, reason in REASONS.items() if reason and item.get_closest_marker(mark)}
+    for mark in item.config.getoption("--require"):
+        if mark in unmet:
+            pytest.fail(f"{mark} is required: {unmet[mark]}")
+    for reason in unmet.values():
+        pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)

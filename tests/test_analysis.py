@@ -269,12 +269,11 @@ def test_no_room_for_the_patches_is_an_output_error(clip, encoder, tmp_path, mon
 
 @pytest.mark.needs_cuda
 @pytest.mark.parametrize("reduce", [None, "stats", "topk"])
-@pytest.mark.parametrize("decoder", ["pyav", pytest.param("auto", id="nvdec")])
+@pytest.mark.parametrize("decoder", ["pyav", pytest.param("nvdec", marks=pytest.mark.needs_nvdec)])
 def test_cuda_outputs_equal_the_oracle(clip, oracle, tmp_path, reduce, decoder):
     options = dict(device="cuda", decoder=decoder, reduce=reduce, topk=3)
     summary = analyze(clip, "builtin", output_dir=tmp_path, **options, **OPTIONS)
-    if decoder == "auto" and summary.decoder["backend"] != "nvdec":
-        pytest.skip(f"no NVDEC here: {summary.decoder['fallback_reason']}")
+    assert summary.decoder["backend"] == decoder
     assert summary.status == "complete" and summary.frames == 16 and not summary.featureless_frames
     assert summary.memory["peak_gpu_mib"] > 0 and summary.encoder["device"].startswith("cuda")
     mean = summary.statistics["Position-wise Similarities"]["mean"]

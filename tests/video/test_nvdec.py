@@ -162,12 +162,10 @@ def test_file_is_refused_with_a_reason(clip, change, words):
     assert why_not_file(probe(clip), "planes") is None and "rgb" in why_not_file(probe(clip), "rgb")
 
 
-@pytest.mark.needs_cuda
+@pytest.mark.needs_nvdec
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 def test_real_nvdec_planes_equal_pyav(clip, sampling):
-    with open_video(clip, sampling, device="cuda", batch_size=7) as reader:
-        if reader.report.backend != "nvdec":
-            pytest.skip(f"no NVDEC here: {reader.report.fallback_reason}")
+    with open_video(clip, sampling, decoder="nvdec", device="cuda", batch_size=7) as reader:
         got = []
         for batch in reader:
             got.append((batch.index.clone(), batch.y.cpu(), batch.uv.cpu()))
