@@ -57,8 +57,8 @@ def dtw(
             dtaidistance and tslearn, without it with aeon. The root of a sum is not the sum of roots: "euclidean" is
             another distance.
         sakoe_chiba_radius: band around the diagonal, an int in steps or a float as a fraction of the shorter length,
-            rounded up. With i on the shorter sequence, cell (i, j) is inside iff -radius <= j - i <= radius + |Ta - Tb|,
-            so that a path always exists.
+            rounded up. With i on the shorter sequence, cell (i, j) is inside iff
+            -radius <= j - i <= radius + |Ta - Tb|, so that a path always exists.
         itakura_max_slope: s >= 1; a path keeps between slopes 1/s and s of the diagonal from both of its ends. Between
             different lengths a small s may leave no path.
         open_begin, open_end: y may start before, or end after, the part that x is matched to. `subsequence` is both:
@@ -86,8 +86,6 @@ def dtw(
     )  # fmt: skip
     batch = isinstance(x, (list, tuple)) or getattr(x, "ndim", 0) == 3
     a, b = _operands(x, y, cost, lengths_x, lengths_y, batch=batch)
-    if b is not None and len(a) != len(b):
-        raise ValueError(f"x and y must hold as many sequences, got {len(a)} and {len(b)}; see dtw_pairwise")
     device = a.values.device
     a, b = _prepared(a, b, cost, backend)
     out = choose("dtw", device.type, backend)(a, b, options)
@@ -229,6 +227,8 @@ def _operands(
     if batch != (isinstance(y, (list, tuple)) or getattr(y, "ndim", 0) == 3):
         raise ValueError("x and y must both be one sequence or both a batch")
     a, b = series("x", x, lengths_x, batch=batch), series("y", y, lengths_y, batch=batch)
+    if len(a) != len(b):
+        raise ValueError(f"x and y must hold as many sequences, got {len(a)} and {len(b)}; see dtw_pairwise")
     _check_alike(a, b)
     return a, b
 
