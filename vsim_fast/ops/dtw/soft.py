@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def soft_dtw(
         cost=cost, root=False, sakoe_chiba_radius=sakoe_chiba_radius, itakura_max_slope=None,
         open_begin=False, open_end=False, subsequence=False, normalize=None,
     )  # fmt: skip
-    if isinstance(gamma, bool) or not isinstance(gamma, (int, float)):
+    if isinstance(gamma, bool) or not isinstance(gamma, Real):
         raise TypeError(f"gamma must be a number, got {type(gamma).__name__}")
     if not 0 < gamma < math.inf:
         raise ValueError(f"gamma must be finite and > 0, got {gamma}")
