@@ -13,6 +13,7 @@ import torch
 
 from vsim_fast.ops import _dispatch, dtw, dtw_knn, dtw_pairwise, dtw_path, soft_dtw
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # more of them have a test of their own
 OPS = ("dtw", "dtw_path", "dtw_pairwise", "dtw_knn")
 RTOL = 1e-5  # what the docstring promises
 NAN, INF = math.nan, math.inf
@@ -33,15 +34,6 @@ class Way(NamedTuple):
 
 NO_CORE = _dispatch.why_not("cpp", "cpu")
 needs_core = pytest.mark.skipif(NO_CORE is not None, reason=str(NO_CORE))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small tensors: starting threads takes longer than the work. More of them have a test of their own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 KERNELS = ["portable", "avx2", "avx512", pytest.param("cuda", marks=pytest.mark.needs_cuda)]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from vsim_fast.ops import dtw, dtw_knn, dtw_pairwise, dtw_path, soft_dtw
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 bounded = settings(max_examples=120, deadline=None, derandomize=True, database=None)
 
 LONG = st.sampled_from([33, 64, 130, 385, 400])  # strips and tiles of the kernels; rare, for the reference is slow
@@ -49,15 +50,6 @@ def sequences(draw, dim, count=None):
     whole, dtype = draw(st.booleans()), draw(DTYPES)
     values = [torch.randn(n, dim, generator=generator) * 2 for n in lengths]
     return [(v.round() if whole else v).to(dtype) for v in values]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Small tensors: starting threads takes longer than the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def form(draw, items):
