@@ -30,7 +30,7 @@ COMPONENTS = {  # of the mended vectors
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DerivativeFingerprint:
     """One video at one window, d[t] = x[t+w] - x[t], repeated `derivative_order` times. What was left out is None."""
 
@@ -51,7 +51,7 @@ class DerivativeFingerprint:
     """Mended: [3, D] and [7, D], directions from each of 4, and of 8, equal parts of the clip to the next."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MultiScaleFingerprint:
     vector: Tensor
     """Those of the scales, joined in the order of the windows; empty where no window fits (compat)."""
@@ -148,7 +148,7 @@ class TemporalDerivativeFingerprint:
         return _similarity([cosine(a.mean_direction, b.mean_direction), *_profile_cosines(a, b)])
 
     def _frames(self, embeddings: Any) -> Tensor:
-        x = as_sequence("embeddings", embeddings, frames=1 if self.compat else 2).float()
+        x = as_sequence("embeddings", embeddings, torch.float32, frames=1 if self.compat else 2)
         return x if self.compat else F.normalize(x, dim=1)
 
     def _scales(self, x: Tensor, windows: Sequence[int]) -> dict[int, DerivativeFingerprint]:

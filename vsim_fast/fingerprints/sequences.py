@@ -10,28 +10,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LARGEST = 1e18
+"""Squares of larger numbers leave the range of float32."""
+
 Metric = Literal["cosine", "euclidean"]
 
 
-def as_sequence(name: str, value: Any, *, frames: int = 1, dim: int | None = None) -> Tensor:
-    """[T, D] tensor on the device it came from, dtype kept.
+def as_sequence(name: str, value: Any, dtype: torch.dtype, *, frames: int = 1, dim: int | None = None) -> Tensor:
+    """[T, D] tensor of `dtype` on the device it came from.
 
     Args:
-        name: of the argument, for the messages.  value: NumPy array or tensor, floating-point and finite.
+        name: of the argument, for the messages.  value: NumPy array or tensor, floating-point, finite.
         frames: the fewest frames it may have.  dim: the D it must have; None: any.
+    Raises:
+        ValueError, TypeError: naming the argument, the rule and the value.
     """
     if not isinstance(value, (np.ndarray, Tensor)):
         raise TypeError(f"{name} must be a NumPy array or a tensor, got {type(value).__name__}")
     if not (value.is_floating_point() if isinstance(value, Tensor) else np.issubdtype(value.dtype, np.floating)):
         raise TypeError(f"{name} must be floating-point, got {str(value.dtype).removeprefix('torch.')}")
-    x = torch.tensor(value) if isinstance(value, np.ndarray) else value.detach()
+    x = (torch.tensor(value) if isinstance(value, np.ndarray) else value.detach()).to(dtype)
     if x.ndim != 2 or x.shape[1] == 0 or dim not in (None, x.shape[1]):
         raise ValueError(f"{name} must be [T, {'D' if dim is None else dim}], got shape {tuple(x.shape)}")
     if len(x) < frames:
         raise ValueError(f"{name} must have at least {frames} frame{'s' * (frames > 1)}, got {len(x)}")
-    if not x.sum().isfinite() and not x.isfinite().all():  # one cheap pass, and a second one only if it overflows
-        frame = int(x.isfinite().all(dim=1).int().argmin())
-        raise ValueError(f"{name} must be finite, got NaN or infinity in frame {frame}")
+    if not x.abs().max() <= LARGEST:  # NaN is not
+        bad = ~(x.abs() <= LARGEST)
+        frame = int(bad.any(dim=1).int().argmax())
+        raise ValueError(
+            f"{name} must be finite and at most {LARGEST:g} in size, got {x[bad][0].item()} in frame {frame}"
+        )
     return x
 
 
