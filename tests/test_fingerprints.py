@@ -15,8 +15,11 @@ from vsim_fast import (
     TemporalDerivativeFingerprint,
     TrajectoryFingerprint,
 )
+from vsim_fast.encode import load_encoder
 from vsim_fast.fingerprints.sequences import equal_parts, jitter
 from vsim_fast.motion_study import motion_patterns
+from vsim_fast.pipeline import encode_video
+from vsim_fast.video import Sampling, open_video
 
 CLEAN = motion_patterns()
 DRAWN = ("linear_lr", "linear_rl", "linear_tb", "circular_cw", "circular_ccw", "zigzag", "stationary")
@@ -288,6 +291,12 @@ def test_reversal_negates_the_mean_direction(window, compat):
     assert back.mean_direction_change == pytest.approx(forth.mean_direction_change, abs=1e-6)
 
 
+def test_reversal_keeps_accelerations():
+    x = walk(60, 96)
+    forth, back = (TemporalDerivativeFingerprint(2, 3).compute(value) for value in (x, x.flip(0)))
+    torch.testing.assert_close(back.mean_direction, forth.mean_direction, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("kind", [TemporalDerivativeFingerprint, MultiScaleDerivativeFingerprint])
 def test_order_counts_and_tempo_does_not(kind):
     fingerprint = kind()
@@ -313,6 +322,27 @@ def test_one_scale_is_the_single_window():
     scales = MultiScaleDerivativeFingerprint([3, 10]).compute(x).scales
     for window in (3, 10):
         assert torch.equal(scales[window].vector, TemporalDerivativeFingerprint(window_size=window).compute(x).vector)
+
+
+@pytest.mark.real_media
+def test_real_clips(media):
+    """Reversed is told from itself, faster and re-encoded is not."""
+    encoder = load_encoder("builtin", "cpu")
+
+    def embeddings(name: str) -> torch.Tensor:
+        sampling = Sampling("time_grid", fps=8, end_seconds=3)
+        with open_video(media / "videos" / name, sampling, batch_size=encoder.batch_size) as reader:
+            return torch.cat([batch.features.cls for batch in encode_video(reader, encoder)])
+
+    clips = {name: embeddings(name) for name in ("sign_again.mkv", "flower.mp4", "flower.webm")}
+    fingerprint = MultiScaleDerivativeFingerprint()
+    known = {name: fingerprint.compute(x) for name, x in clips.items()}
+    for name, x in clips.items():
+        assert fingerprint.compare(known[name], fingerprint.compute(x.flip(0))) < 0.5
+        assert fingerprint.compare(known[name], fingerprint.compute(x[torch.arange(0, len(x), 1.5).long()])) > 0.8
+        assert fingerprint.compare(known[name], fingerprint.compute(x[::2])) > 0.8
+    assert fingerprint.compare(known["flower.mp4"], known["flower.webm"]) > 0.9
+    assert 0.4 < fingerprint.compare(known["flower.mp4"], known["sign_again.mkv"]) < 0.6
 
 
 def test_loudness_does_not_count():

@@ -31,7 +31,8 @@ PATTERNS = (
 FRAMES = 100
 CORNERS, DIM = 4, 1024
 EMBEDDING_NOISE = 0.1
-"""Standard deviation of each of 1024 dimensions: a frame's noise is three times as long as its signal."""
+"""Standard deviation of each of 1024 dimensions: a frame's noise is three times as long as its signal, and what a point
+at rest does is lost in it; so the scores of embeddings make no claim about one."""
 HYPOTHESES = {
     "H1": ("opposite directions are dissimilar", "linear_lr", "linear_rl"),
     "H2": ("clockwise and counter-clockwise are dissimilar", "circular_cw", "circular_ccw"),
@@ -41,8 +42,8 @@ COMPARED = tuple(name for _, *pair in HYPOTHESES.values() for name in pair)
 REQUIRED = {  # score -> hypothesis -> margin that every trial must reach; a score makes no claim where none is given
     "trajectory_stats": {"H1": 0.5, "H2": 0.5, "H3": 0.25},
     "trajectory_dtw": {"H1": 0.5, "H2": 0.5, "H3": 0.25},
-    "temporal_derivative": {"H1": 0.0, "H2": 0.0},
-    "multiscale_derivative": {"H1": 0.0, "H2": 0.0},
+    "temporal_derivative": {"H1": 0.03, "H2": 0.01},
+    "multiscale_derivative": {"H1": 0.1, "H2": 0.05},
 }
 
 
@@ -210,10 +211,8 @@ class _Trial:
 
     def __init__(self, compat: bool):
         stats, matcher = TrajectoryFingerprint(compat=compat), DTWTrajectoryMatcher(compat=compat)
-        single, multiscale = (
-            TemporalDerivativeFingerprint(compat=compat),
-            MultiScaleDerivativeFingerprint(compat=compat),
-        )
+        single = TemporalDerivativeFingerprint(compat=compat)
+        multiscale = MultiScaleDerivativeFingerprint(compat=compat)
         self._describe = lambda path, embeddings: _Drawn(path, stats.compute(path), multiscale.compute(embeddings))
         self.scores: dict[str, Callable[[_Drawn, _Drawn], float]] = {
             "trajectory_stats": lambda a, b: stats.compare(a.motion, b.motion),
