@@ -20,6 +20,10 @@ IMPLS = {  # op -> backend -> module under vsim_fast.ops
         "cpp": "derivatives.native_impl",
         "reference": "derivatives.reference",
     },
+    "dtw": {"reference": "dtw.reference"},
+    "dtw_path": {"reference": "dtw.reference"},
+    "dtw_pairwise": {"reference": "dtw.reference"},
+    "dtw_knn": {"reference": "dtw.reference"},
 }
 
 
