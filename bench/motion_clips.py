@@ -1,13 +1,26 @@
-"""What `vsim compare` tells apart on real clips: each against itself, reversed, sped up and re-encoded."""
+"""What `vsim compare` tells apart on real clips: each against itself, reversed, sped up and re-encoded.
+
+    python bench/motion_clips.py FOLDER [--cache FOLDER] [--score order] [NAME ...]
+
+Prints one row per clip. A clip with motion must have the verdict "same motion" with itself and with every edit but the
+reversed one. Variants are made once, in the cache folder.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 
+from vsim_fast.comparison import STILL, Comparison, compare_clips, compare_settings, read_clip
+from vsim_fast.encode import load_encoder
+from vsim_fast.errors import DecodeError
+from vsim_fast.pipeline import Timings
 from vsim_fast.video import Sampling, open_video
 
 LONGER_SIDE = 480
@@ -73,3 +86,52 @@ def variants(path: Path, folder: Path) -> dict[str, Path]:
         for kind, target in paths.items():
             write_variant(target, kind, *source)
     return paths
+
+
+def compared(path: Path, encoder, folder: Path) -> dict[str, Comparison]:
+    """A clip against itself and its variants."""
+    settings = compare_settings()
+    clip = read_clip(path, encoder, settings)
+    others = {"self": clip} | {
+        kind: read_clip(variant, encoder, settings) for kind, variant in variants(path, folder).items()
+    }
+    return {kind: compare_clips(clip, other, encoder, settings, Timings())[0] for kind, other in others.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("media", type=Path, help="folder of clips")
+    parser.add_argument("names", nargs="*", help="only these")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "vsim-motion-clips")
+    parser.add_argument("--score", default="order", help="score to print, or fusion")
+    parser.add_argument("--model", default="builtin")
+    arguments = parser.parse_args()
+    encoder = load_encoder(arguments.model)
+    kinds = ("self", *VARIANTS)
+    print(f"{arguments.score:40s} motion " + "".join(f"{kind:>11s}" for kind in kinds))
+    wrong = 0
+    for path in sorted(p for p in arguments.media.iterdir() if p.is_file()):
+        if arguments.names and path.name not in arguments.names:
+            continue
+        try:
+            rows = compared(path, encoder, arguments.cache)
+        except DecodeError as error:
+            print(f"{path.name:40s} {error}")
+            continue
+        motion = rows["self"].video1.motion
+        cells = []
+        for kind in kinds:
+            row = rows[kind]
+            bad = motion >= STILL and (row.verdict == "same motion") == (kind == "reversed")
+            wrong += bad
+            value = row.fusion if arguments.score == "fusion" else row.scores[arguments.score]
+            cells.append(f"{value:10.3f}{'!' if bad else ' '}")
+        print(
+            f"{path.name:40s} {motion:6.3f} " + "".join(cells) + ("" if motion >= STILL else "  no motion"), flush=True
+        )
+    print(f"{wrong} wrong verdicts on clips with motion")
+    return wrong > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

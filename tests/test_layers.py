@@ -16,9 +16,10 @@ LAYERS = [  # lowest first; names in one set are peers
     {"errors", "processor"},
     {"records", "ops"},
     {"video", "encode", "store"},
-    {"similarity", "pairs", "fingerprints", "copies", "retrieval", "nerv"},
+    {"similarity", "alignment", "pairs", "fingerprints", "copies", "retrieval", "nerv"},
     {"pipeline", "report"},
-    {"analysis", "batch", "benchmark", "doctor", "models"},
+    {"frame_encoder"},
+    {"analysis", "comparison", "batch", "benchmark", "doctor", "models"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -7,7 +7,8 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -174,6 +175,91 @@ def _draw_title(page: np.ndarray, title: str, *, centre: int, bottom: int) -> No
     strip = Image.new("L", (WIDTH, bottom), 255)
     ImageDraw.Draw(strip).text((centre, bottom - 30), title, fill=0, font=font, anchor="ms")
     np.minimum(page[:bottom], GREY_INDEX[np.asarray(strip)], out=page[:bottom])  # tick labels reach up here
+
+
+# --- alignment.png ---------------------------------------------------------------------------------------------------
+
+SHOWN_MATCHES = 8
+MATRIX_SIDE = 600
+"""Most rows and columns of the drawn cost matrix; larger ones are thinned evenly."""
+
+
+def write_alignment(
+    path: str | os.PathLike[str],
+    *,
+    cost: np.ndarray,
+    path_cells: np.ndarray,
+    times: Sequence[np.ndarray],
+    names: Sequence[str],
+    title: str,
+    thumbnails: Sequence[Callable[[int], np.ndarray]],
+) -> None:
+    """Draw two aligned videos: the warping path over the costs, the cost over time, and frames that belong together.
+
+    Args:
+        cost: [Ta, Tb] local costs, 0 the same, 1 unrelated.  path_cells: [L, 2], frames matched to each other.
+        times: seconds of the frames of both videos, [Ta] and [Tb].  names: of the videos, any text.
+        thumbnails: for each video, from the index of a frame to uint8 [h, w, 3].
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"}
+    with matplotlib.rc_context(defaults), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a file name may need letters that the font lacks
+        figure = Figure((10, 11), 150, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        top, middle, bottom = figure.subfigures(3, 1, height_ratios=(6.2, 1.6, 3.2))
+        names = [name if len(name) <= 48 else name[:47] + "…" for name in names]
+        top.suptitle(title, parse_math=False, fontsize=12)
+        _draw_path(top.subplots(), cost, path_cells, times, names)
+        _draw_costs(middle.subplots(), cost, path_cells, times[0], names[0])
+        _draw_matches(bottom, cost, path_cells, times, names, thumbnails)
+        with atomic_path(path) as temporary:
+            canvas.print_png(str(temporary))
+
+
+def _draw_path(axes: Any, cost: np.ndarray, cells: np.ndarray, times: Sequence[np.ndarray], names: Sequence[str]):
+    rows, columns = (np.linspace(0, n - 1, min(n, MATRIX_SIDE)).astype(int) for n in cost.shape)
+    mesh = axes.pcolormesh(
+        times[1][columns], times[0][rows], cost[np.ix_(rows, columns)], vmin=0, vmax=1.5, cmap="viridis",
+        shading="nearest", rasterized=True,
+    )  # fmt: skip
+    axes.plot(times[1][cells[:, 1]], times[0][cells[:, 0]], color="white", linewidth=3)
+    axes.plot(times[1][cells[:, 1]], times[0][cells[:, 0]], color="crimson", linewidth=1.5, label="warping path")
+    axes.invert_yaxis()
+    axes.set_xlabel(f"video 2: {names[1]} (s)", parse_math=False)
+    axes.set_ylabel(f"video 1: {names[0]} (s)", parse_math=False)
+    axes.legend(loc="upper right")
+    axes.figure.colorbar(mesh, ax=axes, label="cost: 0 the same change, 1 unrelated")
+
+
+def _draw_costs(axes: Any, cost: np.ndarray, cells: np.ndarray, times: np.ndarray, name: str) -> None:
+    axes.plot(times[cells[:, 0]], cost[cells[:, 0], cells[:, 1]], color="crimson", linewidth=1)
+    axes.axhline(1, color="grey", linewidth=0.8, linestyle="--")
+    axes.set_xlim(times[0], max(times[-1], times[0] + 1e-3))
+    axes.set_ylim(0, 2)
+    axes.set_xlabel(f"video 1: {name} (s)", parse_math=False)
+    axes.set_ylabel("cost on the path")
+
+
+def _draw_matches(
+    figure: Any, cost: np.ndarray, cells: np.ndarray, times: Sequence[np.ndarray], names: Sequence[str],
+    thumbnails: Sequence[Callable[[int], np.ndarray]],
+) -> None:  # fmt: skip
+    """Frames of video 1 at even distances, above the frames of video 2 that they are matched to."""
+    figure.suptitle("matched frames: video 1 above, video 2 below", fontsize=10)
+    shown = np.unique(np.linspace(0, cost.shape[0] - 1, SHOWN_MATCHES).astype(int))
+    axes = figure.subplots(2, len(shown), squeeze=False)
+    for column, i in enumerate(shown):
+        matches = cells[cells[:, 0] == i, 1]
+        j = matches[len(matches) // 2]
+        for row, (frame, note) in enumerate(((i, ""), (j, f"\ncost {cost[i, j]:.2f}"))):
+            axes[row, column].imshow(thumbnails[row](int(frame)))
+            axes[row, column].set_xlabel(f"{times[row][frame]:.2f} s{note}", fontsize=8)
+            axes[row, column].set_xticks([])
+            axes[row, column].set_yticks([])
 
 
 # --- statistics.txt --------------------------------------------------------------------------------------------------

@@ -1,0 +1,545 @@
+"""`vsim compare`: do two videos show the same motion? Every fingerprint score, their fusion, which second is which."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel
+from torch import Tensor
+
+from vsim_fast import __version__
+from vsim_fast.alignment import Alignment, align, layout_descriptors, reversal_contrast
+from vsim_fast.encode import load_encoder
+from vsim_fast.encode.base import Encoder
+from vsim_fast.errors import CorruptVideo, DecodeError, UnsupportedVideo, UsageError
+from vsim_fast.fingerprints import (
+    DTWTrajectoryMatcher,
+    MultiScaleDerivativeFingerprint,
+    TemporalDerivativeFingerprint,
+    TrajectoryFingerprint,
+)
+from vsim_fast.frame_encoder import frame_centroids, frame_embeddings
+from vsim_fast.pipeline import Timings, encode_video
+from vsim_fast.records import VideoInfo
+from vsim_fast.report import write_alignment
+from vsim_fast.store import OutputFolder, output_errors
+from vsim_fast.video import DecodeReport, Sampling, open_video, plan, probe
+
+SCALES = (1, 5, 15)
+"""Frames between the two ends of a derivative, for `multiscale_derivative`."""
+ALPHA = 0.3
+"""Weight of the semantic score in the fusion."""
+MOTION_THRESHOLD = 0.45
+"""Fusion from which two videos show the same motion."""
+CONTENT_THRESHOLD = 0.6
+"""Semantic score from which two videos show the same content."""
+STILL = 0.12
+"""Reversal contrast under which the order of a video cannot be told."""
+THUMBNAILS, THUMBNAIL_HEIGHT = 512, 72
+
+Verdict = Literal[
+    "same motion", "same content, different motion or order", "same content, no motion to judge", "different"
+]
+
+
+class Progress(Protocol):
+    """Told what is going on."""
+
+    def advance(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` frames of the video called `stage`."""
+
+
+class Video(BaseModel):
+    """What was read of one video."""
+
+    path: str
+    frames: int
+    duration_seconds: float
+    average_fps: float
+    pts_seconds: list[float]
+    motion: float
+    """How far it is from its own reverse: 0 still, or the same backwards; the order is judged from STILL on."""
+    featureless_frames: list[int]
+    decoder: dict[str, Any]
+    notes: list[str]
+
+
+class Second(BaseModel):
+    """One second of the first video and what it is matched to."""
+
+    second: int
+    """From the start of video 1."""
+    start_seconds: float
+    """Of the matched part of video 2, first to last matched frame."""
+    end_seconds: float
+    cost: float
+    """Mean local cost: 0 the same change in the picture, around 1 unrelated."""
+
+
+class Comparison(BaseModel):
+    """What comparison.json holds."""
+
+    schema_version: int = 1
+    vsim_fast: str = __version__
+    status: Literal["complete", "partial"]
+    """partial: frames that were planned could not be decoded; see the videos' `decoder`."""
+    video1: Video
+    video2: Video
+    scores: dict[str, float]
+    """temporal_derivative, multiscale_derivative, trajectory_stats, trajectory_dtw, semantic_baseline, order, match."""
+    order_judged: bool
+    """False: neither video moves, or both look the same backwards; the fusion is then the semantic score alone."""
+    nonsemantic: float | None
+    """2 · order - 1, at least 0: the part of the fusion that knows about time."""
+    alpha: float
+    fusion: float
+    threshold: float
+    content_threshold: float
+    verdict: Verdict
+    rule: str
+    """The verdict's reason, with its thresholds."""
+    path: list[tuple[int, int]]
+    """Sampled frames of video 1 and video 2 that belong together; their times are the videos' `pts_seconds`."""
+    seconds: list[Second]
+    settings: dict[str, Any]
+    encoder: dict[str, Any]
+    notes: list[str]
+    output_dir: str | None = None
+    outputs: dict[str, int] = {}
+    """File name -> bytes."""
+    timings: dict[str, float] = {}
+
+
+class Failure(BaseModel):
+    """A video that could not be read."""
+
+    path: str
+    error: str
+
+
+class FolderComparison(BaseModel):
+    """All pairs of a folder; what comparison.json then holds."""
+
+    schema_version: int = 1
+    vsim_fast: str = __version__
+    status: Literal["complete", "partial"]
+    pairs: list[Comparison]
+    failed: list[Failure]
+    output_dir: str | None = None
+    timings: dict[str, float] = {}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Everything that comparing needs of one video."""
+
+    info: VideoInfo
+    report: DecodeReport
+    pts_seconds: list[float]
+    embeddings: Tensor
+    """float32 [T, D], of length 1, on the CPU."""
+    centroids: Tensor
+    """float32 [T, 2], x and y in 0..1, on the CPU."""
+    descriptors: Tensor
+    """float32 [T, 16 · D], see `layout_descriptors`, on the encoder's device."""
+    motion: float
+    featureless: list[int]
+    thumbnails: list[np.ndarray]
+    """uint8 [h, w, 3] of every `thumbnail_step`-th frame."""
+    thumbnail_step: int
+
+    def thumbnail(self, frame: int) -> np.ndarray:
+        return self.thumbnails[min(round(frame / self.thumbnail_step), len(self.thumbnails) - 1)]
+
+
+def read_clip(
+    path: str | Path,
+    encoder: Encoder,
+    settings: dict[str, Any],
+    *,
+    decoder: Literal["auto", "pyav", "nvdec"] = "auto",
+    progress: Progress | None = None,
+    timings: Timings | None = None,
+) -> Clip:
+    """Decode and encode one video once.
+
+    Raises:
+        UnsupportedVideo: fewer than two frames are sampled, so that nothing can move.  DecodeError as the reader's.
+    """
+    timings = timings or Timings()
+    sampling = _sampling(settings)
+    with timings.stage("probe"):
+        info = probe(path)
+        planned = len(plan(info, sampling))
+    _require_two(info, planned, sampling)
+    rows: dict[str, list[Tensor]] = {"embeddings": [], "centroids": [], "descriptors": []}
+    pts, featureless, thumbnails = [], [], []
+    step = -(-planned // THUMBNAILS)
+    with open_video(path, sampling, decoder=decoder, device=encoder.device, batch_size=encoder.batch_size) as reader:
+        with closing(encode_video(reader, encoder, timings)) as batches:
+            for batch in batches:
+                features, first = batch.features, len(pts)
+                with timings.stage("descriptors"), torch.inference_mode():
+                    rows["embeddings"].append(F.normalize(frame_embeddings(features), dim=1).cpu())
+                    rows["centroids"].append(frame_centroids(features).cpu())
+                    rows["descriptors"].append(layout_descriptors(features.patches, features.grid))
+                    for row in range(-first % step, len(features.pts_seconds), step):
+                        thumbnails.append(_thumbnail(batch.pixels[row], encoder, info))
+                pts += features.pts_seconds.tolist()
+                featureless += [first + i for i, flag in enumerate(batch.featureless.tolist()) if flag]
+                if progress:
+                    progress.advance(Path(info.path).name, len(pts), planned)
+        report = reader.report
+    if not pts:
+        raise CorruptVideo(info.path, f"none of the {planned} planned frames decodes")
+    _require_two(info, len(pts), sampling)
+    tensors = {name: torch.cat(parts) for name, parts in rows.items()}
+    with timings.stage("align"):
+        motion = reversal_contrast(tensors["descriptors"])
+    return Clip(
+        info, report, pts, **tensors, motion=motion, featureless=featureless, thumbnails=thumbnails, thumbnail_step=step
+    )
+
+
+def scores(a: Clip, b: Clip, alignment: Alignment) -> dict[str, float]:
+    """Every score of two clips. The first four and the last two lie in 0..1, the semantic one in -1..1.
+
+    temporal_derivative, multiscale_derivative: how the embedding changes from frame to frame, at one and at several
+        distances.  trajectory_stats, trajectory_dtw: statistics, and the course, of the path that the centre of
+        attention takes.  semantic_baseline: cosine of the mean embeddings, blind to order.  order, match: see
+        `Alignment`.
+    """
+    derivative, multiscale = TemporalDerivativeFingerprint(), MultiScaleDerivativeFingerprint(window_sizes=list(SCALES))
+    trajectory, course = TrajectoryFingerprint(), DTWTrajectoryMatcher()
+    means = [clip.embeddings.mean(0) for clip in (a, b)]
+    return {
+        "temporal_derivative": derivative.compare(*(derivative.compute(clip.embeddings) for clip in (a, b))),
+        "multiscale_derivative": multiscale.compare(*(multiscale.compute(clip.embeddings) for clip in (a, b))),
+        "trajectory_stats": trajectory.compare(*(trajectory.compute(clip.centroids) for clip in (a, b))),
+        "trajectory_dtw": course.compare(a.centroids, b.centroids),
+        "semantic_baseline": float(F.cosine_similarity(*means, dim=0)),
+        "order": alignment.order,
+        "match": alignment.match,
+    }
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Scores to a verdict."""
+
+    order_judged: bool
+    nonsemantic: float | None
+    fusion: float
+    verdict: Verdict
+    rule: str
+
+
+def judge(
+    semantic: float,
+    order: float,
+    *,
+    order_judged: bool,
+    alpha: float = ALPHA,
+    threshold: float = MOTION_THRESHOLD,
+    content_threshold: float = CONTENT_THRESHOLD,
+) -> Judgement:
+    """Fusion α · semantic + (1 - α) · nonsemantic, and what it means.
+
+    nonsemantic = 2 · order - 1, at least 0: reversed and unrelated motion both count as none in common. Where neither
+    video has an order to compare, the semantic score decides alone and the verdict says so.
+    """
+    semantic = min(1.0, max(0.0, semantic))
+    same_content = semantic >= content_threshold
+    content = f"semantic {semantic:.2f} {'>=' if same_content else '<'} {content_threshold:g}"
+    if not order_judged:
+        verdict: Verdict = "same content, no motion to judge" if same_content else "different"
+        return Judgement(False, None, semantic, verdict, f"{content}; neither video has an order that could be told")
+    nonsemantic = max(0.0, 2 * order - 1)
+    fusion = alpha * semantic + (1 - alpha) * nonsemantic
+    if fusion >= threshold:
+        return Judgement(True, nonsemantic, fusion, "same motion", f"fusion {fusion:.2f} >= {threshold:g}")
+    verdict = "same content, different motion or order" if same_content else "different"
+    return Judgement(True, nonsemantic, fusion, verdict, f"fusion {fusion:.2f} < {threshold:g}, {content}")
+
+
+def compare(
+    video1: str | Path,
+    video2: str | Path,
+    encoder: str | Encoder = "builtin",
+    *,
+    output_dir: str | Path | None = None,
+    fps: float = 10.0,
+    sample_rate: int | None = None,
+    max_frames: int = 300,
+    image_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    decoder: Literal["auto", "pyav", "nvdec"] = "auto",
+    alpha: float = ALPHA,
+    threshold: float = MOTION_THRESHOLD,
+    offline: bool = False,
+    progress: Progress | None = None,
+    timings: Timings | None = None,
+    started: float | None = None,
+) -> Comparison:
+    """Do two videos show the same motion, in the same order?
+
+    Args:
+        video1, video2: files.
+        encoder: spec, or an encoder made by `load_encoder` (size, device and precision are then its own).
+        output_dir: where comparison.json and alignment.png go; None writes nothing.
+        fps, max_frames: frames on a grid of 1/fps seconds; if more than `max_frames`, evenly spaced ones of them. A
+            time grid makes different frame rates comparable; a difference in speed is taken up by the alignment.
+        sample_rate: every n-th frame instead of the grid.
+        image_size: pixels per side of the encoder's input; None takes the model's own.
+        alpha: weight of the semantic score in the fusion, 0..1.
+        threshold: fusion from which the verdict is "same motion".
+        progress: called as work is done.  timings, started: account for what the caller did before.
+    Returns:
+        The comparison. "same motion" says that both videos show the same changes at the same places in the same order;
+        it is a statement about one recording and its copies, not about two performances of one gesture.
+    Raises:
+        UsageError, DeviceError, EncoderError, OutputError, and DecodeError for a video that cannot be read or gives
+        fewer than two frames.
+    """
+    started = time.perf_counter() if started is None else started
+    timings = timings or Timings()
+    settings = compare_settings(fps, sample_rate, max_frames, alpha, threshold)
+    encoder = _loaded(encoder, device, precision, image_size, offline, timings)
+    clips = [
+        read_clip(path, encoder, settings, decoder=decoder, progress=progress, timings=timings)
+        for path in (video1, video2)
+    ]
+    comparison, alignment = compare_clips(*clips, encoder, settings, timings)
+    if output_dir is None:
+        return _timed(comparison, timings, started)
+    with OutputFolder(Path(output_dir)) as out:
+        with timings.stage("pictures"):
+            _draw(out.file("alignment.png"), comparison, clips, alignment)
+        comparison.output_dir = printable(out.path)
+        comparison.outputs = {name: (out.partial / name).stat().st_size for name in out.names}
+        _write_json(out, _timed(comparison, timings, started))
+    return comparison
+
+
+def compare_folder(
+    folder: str | Path,
+    encoder: str | Encoder = "builtin",
+    *,
+    output_dir: str | Path | None = None,
+    fps: float = 10.0,
+    sample_rate: int | None = None,
+    max_frames: int = 300,
+    image_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    decoder: Literal["auto", "pyav", "nvdec"] = "auto",
+    alpha: float = ALPHA,
+    threshold: float = MOTION_THRESHOLD,
+    offline: bool = False,
+    progress: Progress | None = None,
+    timings: Timings | None = None,
+    started: float | None = None,
+) -> FolderComparison:
+    """`compare` for every pair of the *.mp4 and *.avi files in a folder, each read once; by name, a before b.
+
+    A video that cannot be read is recorded in `failed`, and the others are compared.
+
+    Raises:
+        UsageError: not a folder, or fewer than two such files.  CorruptVideo: fewer than two of them can be read.
+    """
+    started = time.perf_counter() if started is None else started
+    timings = timings or Timings()
+    settings = compare_settings(fps, sample_rate, max_frames, alpha, threshold)
+    folder = Path(folder)
+    paths = sorted(path for pattern in ("*.mp4", "*.avi") for path in folder.glob(pattern))
+    if len(paths) < 2:
+        what = f"{len(paths)} of them" if folder.is_dir() else "no such folder"
+        raise UsageError(f"video_dir must hold at least 2 files *.mp4 or *.avi, got {printable(folder)!r}: {what}")
+    encoder = _loaded(encoder, device, precision, image_size, offline, timings)
+    clips, failed = [], []
+    for path in paths:
+        try:
+            clips.append(read_clip(path, encoder, settings, decoder=decoder, progress=progress, timings=timings))
+        except DecodeError as error:
+            failed.append(Failure(path=printable(path), error=str(error)))
+    if len(clips) < 2:
+        raise CorruptVideo(folder, f"{len(clips)} of {len(paths)} videos can be read; {failed[0].error}")
+    pairs = [compare_clips(a, b, encoder, settings, timings)[0] for a, b in combinations(clips, 2)]
+    whole = not failed and all(pair.status == "complete" for pair in pairs)
+    result = FolderComparison(status="complete" if whole else "partial", pairs=pairs, failed=failed)
+    if output_dir is not None:
+        with OutputFolder(Path(output_dir)) as out:
+            result.output_dir = printable(out.path)
+            _write_json(out, _timed(result, timings, started))
+    return _timed(result, timings, started)
+
+
+def compare_clips(
+    a: Clip, b: Clip, encoder: Encoder, settings: dict[str, Any], timings: Timings
+) -> tuple[Comparison, Alignment]:
+    """Two clips read with one encoder."""
+    with timings.stage("align"):
+        alignment = align(a.descriptors, b.descriptors)
+    with timings.stage("scores"):
+        values = scores(a, b, alignment)
+    judgement = judge(
+        values["semantic_baseline"], alignment.order, order_judged=max(a.motion, b.motion) >= STILL,
+        alpha=settings["alpha"], threshold=settings["threshold"], content_threshold=settings["content_threshold"],
+    )  # fmt: skip
+    comparison = Comparison(
+        status="partial" if a.report.lost or b.report.lost else "complete",
+        video1=_described(a),
+        video2=_described(b),
+        scores={name: round(value, 6) for name, value in values.items()},
+        **asdict(judgement),
+        alpha=settings["alpha"],
+        threshold=settings["threshold"],
+        content_threshold=settings["content_threshold"],
+        path=[(i, j) for i, j in alignment.path.tolist()],
+        seconds=seconds(alignment, a.pts_seconds, b.pts_seconds),
+        settings=settings,
+        encoder=encoder.describe(),
+        notes=_notes(a, b, encoder),
+    )
+    return comparison, alignment
+
+
+def seconds(alignment: Alignment, pts1: Sequence[float], pts2: Sequence[float]) -> list[Second]:
+    """Which part of video 2 each second of video 1 is matched to; seconds without a sampled frame are left out."""
+    path, first = alignment.path, pts1[0]
+    costs = alignment.cost[path[:, 0], path[:, 1]]
+    second = (torch.tensor(pts1, dtype=torch.float64)[path[:, 0]] - first).floor().long()
+    matched = torch.tensor(pts2, dtype=torch.float64)[path[:, 1]] - pts2[0]
+    rows = []
+    for n in second.unique().tolist():
+        chosen = second == n
+        rows.append(
+            Second(
+                second=n, start_seconds=round(float(matched[chosen].min()), 3),
+                end_seconds=round(float(matched[chosen].max()), 3), cost=round(float(costs[chosen].mean()), 4),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def printable(path: str | Path) -> str:
+    """A file name may hold bytes that are no text; JSON takes text."""
+    return os.fsencode(path).decode(errors="replace")
+
+
+def compare_settings(
+    fps: float = 10.0,
+    sample_rate: int | None = None,
+    max_frames: int = 300,
+    alpha: float = ALPHA,
+    threshold: float = MOTION_THRESHOLD,
+) -> dict[str, Any]:
+    """Checked arguments of `compare`, as its result records them."""
+    if not 0 <= alpha <= 1:
+        raise UsageError(f"alpha must be in 0..1, got {alpha}")
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"threshold must be in 0..1, got {threshold}")
+    if max_frames < 2:
+        raise UsageError(f"max_frames must be 2 or more, got {max_frames}")
+    settings = {
+        "fps": None if sample_rate else fps, "sample_rate": sample_rate, "max_frames": max_frames, "alpha": alpha,
+        "threshold": threshold, "content_threshold": CONTENT_THRESHOLD,
+    }  # fmt: skip
+    _sampling(settings)
+    return settings
+
+
+def _sampling(settings: dict[str, Any]) -> Sampling:
+    if settings["sample_rate"] is not None:
+        return Sampling("stride", stride=settings["sample_rate"], max_frames=settings["max_frames"])
+    return Sampling(fps=settings["fps"], max_frames=settings["max_frames"])
+
+
+def _loaded(
+    encoder: str | Encoder, device: str, precision: str, image_size: int | None, offline: bool, timings: Timings
+) -> Encoder:
+    if not isinstance(encoder, str):
+        return encoder
+    with timings.stage("load_encoder"):
+        return load_encoder(encoder, device=device, precision=precision, image_size=image_size, offline=offline)
+
+
+def _require_two(info: VideoInfo, frames: int, sampling: Sampling) -> None:
+    if frames < 2:
+        how = f"{sampling.fps:g} fps" if sampling.fps else f"every {sampling.stride}th frame"
+        cure = "nothing can move in one frame" if len(info.pts) < 2 else "take more of them"
+        raise UnsupportedVideo(
+            info.path, f"compare needs at least 2 sampled frames, got {frames} of {len(info.pts)} ({how}); {cure}"
+        )
+
+
+def _thumbnail(pixels: Tensor, encoder: Encoder, info: VideoInfo) -> np.ndarray:
+    """uint8 [h, w, 3] of what the encoder saw, in the aspect of the video."""
+    pre = encoder.preprocess
+    mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (pre.mean, pre.std))
+    height, width = info.display_size
+    size = (THUMBNAIL_HEIGHT, max(8, round(THUMBNAIL_HEIGHT * width / height)))
+    picture = F.interpolate((pixels.float() * std + mean)[None], size, mode="bilinear", antialias=True)[0]
+    return (picture * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+
+
+def _described(clip: Clip) -> Video:
+    info = clip.info
+    return Video(
+        path=printable(info.path), frames=len(clip.pts_seconds), duration_seconds=round(info.duration_seconds, 6),
+        average_fps=info.average_fps, pts_seconds=clip.pts_seconds, motion=round(clip.motion, 6),
+        featureless_frames=clip.featureless, decoder=asdict(clip.report), notes=list(info.notes),
+    )  # fmt: skip
+
+
+def _notes(a: Clip, b: Clip, encoder: Encoder) -> list[str]:
+    notes = [f"{encoder.spec}: random weights; the numbers mean nothing"] if encoder.random_weights else []
+    for name, clip in (("video 1", a), ("video 2", b)):
+        notes += [f"{name}: {note}" for note in clip.info.notes]
+        if clip.report.lost:
+            notes.append(f"{name}: {clip.report.lost} of {clip.report.expected} planned frames could not be decoded")
+        if clip.report.fallback_reason:
+            notes.append(f"{name}: decoded with {clip.report.backend}: {clip.report.fallback_reason}")
+        if clip.featureless:
+            notes.append(f"{name}: {len(clip.featureless)} of {len(clip.pts_seconds)} frames black or featureless")
+        if clip.motion < STILL:
+            notes.append(
+                f"{name}: no motion, or the same backwards ({clip.motion:.3f} < {STILL}): its order cannot be judged"
+            )
+    return notes
+
+
+def _draw(path: Path, comparison: Comparison, clips: Sequence[Clip], alignment: Alignment) -> None:
+    times = [np.asarray(clip.pts_seconds) - clip.pts_seconds[0] for clip in clips]
+    write_alignment(
+        path,
+        cost=alignment.cost.numpy(),
+        path_cells=alignment.path.numpy(),
+        times=times,
+        names=[Path(video.path).name for video in (comparison.video1, comparison.video2)],
+        title=f"{comparison.verdict}: {comparison.rule}",
+        thumbnails=[clip.thumbnail for clip in clips],
+    )
+
+
+def _timed(result: Any, timings: Timings, started: float) -> Any:
+    result.timings = {name: round(value, 4) for name, value in timings.seconds().items()}
+    result.timings["total"] = round(time.perf_counter() - started, 4)
+    return result
+
+
+def _write_json(out: OutputFolder, result: BaseModel) -> None:
+    path = out.file("comparison.json")
+    with output_errors(path):
+        path.write_text(result.model_dump_json(indent=2), encoding="utf-8")
