@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vsim_fast.ops import dtw, dtw_path
+from vsim_fast.records import FrameFeatures
 
-REGIONS = 4
-"""Patch tokens are averaged over REGIONS × REGIONS parts of the frame: small shifts are forgiven, places are kept."""
+QUARTERS = 2
+"""Patch tokens are averaged over QUARTERS × QUARTERS parts of the frame: places are kept, small shifts forgiven."""
 COST_FLOOR = 1e-3
 """Costs below this are rounding; unrelated frames cost about 1."""
 
@@ -44,17 +46,18 @@ class Alignment:
         return min(1.0, max(0.0, 1 - self.forward))
 
 
-def layout_descriptors(patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Frames as the mean patch token of each of 4×4 regions, side by side.
+def frame_descriptors(features: FrameFeatures) -> Tensor:
+    """Frames as their CLS token and the mean patch tokens of their four quarters, half and half.
 
-    Args:
-        patches: [T, P, D], row-major over `grid`, not normalised.
     Returns:
-        float32 [T, 16 · D], on the device of `patches`.
+        float32 [T, D'], of length 1 (a frame of zeros stays zero), on the device of the features.
     """
-    frames, _, dim = patches.shape
-    maps = patches.float().reshape(frames, *grid, dim).permute(0, 3, 1, 2)
-    return torch.nn.functional.adaptive_avg_pool2d(maps, REGIONS).flatten(1)
+    frames, _, dim = features.patches.shape
+    maps = features.patches.float().reshape(frames, *features.grid, dim).permute(0, 3, 1, 2)
+    parts = [F.adaptive_avg_pool2d(maps, QUARTERS).flatten(1)]
+    if features.cls is not None:
+        parts.append(features.cls.float())
+    return torch.cat([F.normalize(part, dim=1) for part in parts], 1) / len(parts) ** 0.5
 
 
 def changes(descriptors: Tensor) -> Tensor:
@@ -76,7 +79,7 @@ def align(x: Tensor, y: Tensor) -> Alignment:
     warped onto each other, forwards, and once more with the second video reversed.
 
     Args:
-        x, y: descriptors [Ta, D] and [Tb, D] of frames in order of time, see `layout_descriptors`.
+        x, y: descriptors [Ta, D] and [Tb, D] of frames in order of time, see `frame_descriptors`.
     """
     cost = change_cost(changes(x), changes(y)).cpu()
     forward, path = dtw_path(cost, cost="precomputed", normalize="path")
@@ -84,18 +87,21 @@ def align(x: Tensor, y: Tensor) -> Alignment:
     return Alignment(cost, path, float(forward), float(backward))
 
 
-def reversal_contrast(x: Tensor) -> float:
-    """How far a video is from its own reverse, relative to what its frames hold: sqrt(backward) · spread / size.
+def motion(x: Tensor) -> float:
+    """How far a video is from its own reverse: 0 where nothing moves and where motion looks the same backwards.
 
-    0 where nothing moves, and where motion looks the same backwards. The order of such a video cannot be told.
+    sqrt(backward · covariance of neighbouring frames): noise has no memory and does not count. Frames so far apart that
+    neighbours have nothing in common do not count either.
 
     Args:
-        x: descriptors [T, D]. `spread` is their RMS distance from their mean, `size` their RMS length.
+        x: descriptors [T, D] of length 1, so that the result lies in 0..1, or near it.
     """
-    size = x.square().sum(1).mean().sqrt()
-    spread = (x - x.mean(0)).square().sum(1).mean().sqrt()
-    if len(x) < 2 or spread <= 1e-6 * size:
+    if len(x) < 3:
+        return 0.0
+    centred = x - x.mean(0)
+    kept = (centred[:-1] * centred[1:]).sum(1).mean()
+    if kept <= 1e-12:
         return 0.0
     moved = changes(x)
     backward = dtw(change_cost(moved, moved.flip(0)).cpu(), cost="precomputed", normalize="path")
-    return float(backward.sqrt() * (spread / size).cpu())
+    return float((backward * kept.cpu()).sqrt())

@@ -18,7 +18,8 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from vsim_fast import __version__
-from vsim_fast.alignment import Alignment, align, layout_descriptors, reversal_contrast
+from vsim_fast.alignment import Alignment, align, frame_descriptors
+from vsim_fast.alignment import motion as video_motion
 from vsim_fast.encode import load_encoder
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import CorruptVideo, DecodeError, UnsupportedVideo, UsageError
@@ -39,12 +40,14 @@ SCALES = (1, 5, 15)
 """Frames between the two ends of a derivative, for `multiscale_derivative`."""
 ALPHA = 0.3
 """Weight of the semantic score in the fusion."""
-MOTION_THRESHOLD = 0.45
+MOTION_THRESHOLD = 0.5
 """Fusion from which two videos show the same motion."""
 CONTENT_THRESHOLD = 0.6
 """Semantic score from which two videos show the same content."""
-STILL = 0.12
-"""Reversal contrast under which the order of a video cannot be told."""
+STILL = 0.08
+"""`motion` under which a video has no order to compare, unless `order` speaks clearly all the same."""
+CLEAR_ORDER = 0.35
+"""Distance of `order` from 0.5 that no still or noisy pair reaches."""
 THUMBNAILS, THUMBNAIL_HEIGHT = 512, 72
 
 Verdict = Literal[
@@ -68,7 +71,7 @@ class Video(BaseModel):
     average_fps: float
     pts_seconds: list[float]
     motion: float
-    """How far it is from its own reverse: 0 still, or the same backwards; the order is judged from STILL on."""
+    """How far it is from its own reverse: 0 still, or the same backwards; see STILL."""
     featureless_frames: list[int]
     decoder: dict[str, Any]
     notes: list[str]
@@ -151,12 +154,22 @@ class Clip:
     centroids: Tensor
     """float32 [T, 2], x and y in 0..1, on the CPU."""
     descriptors: Tensor
-    """float32 [T, 16 · D], see `layout_descriptors`, on the encoder's device."""
+    """float32 [T, D'], see `frame_descriptors`, on the encoder's device."""
     motion: float
     featureless: list[int]
     thumbnails: list[np.ndarray]
     """uint8 [h, w, 3] of every `thumbnail_step`-th frame."""
     thumbnail_step: int
+
+    @property
+    def shown(self) -> list[int]:
+        """Frames that show something: all that are not featureless, or all where none is."""
+        return _shown(len(self.pts_seconds), self.featureless)
+
+    @property
+    def times(self) -> np.ndarray:
+        """Seconds of the shown frames after the first frame of all."""
+        return np.asarray(self.pts_seconds)[self.shown] - self.pts_seconds[0]
 
     def thumbnail(self, frame: int) -> np.ndarray:
         return self.thumbnails[min(round(frame / self.thumbnail_step), len(self.thumbnails) - 1)]
@@ -192,7 +205,7 @@ def read_clip(
                 with timings.stage("descriptors"), torch.inference_mode():
                     rows["embeddings"].append(F.normalize(frame_embeddings(features), dim=1).cpu())
                     rows["centroids"].append(frame_centroids(features).cpu())
-                    rows["descriptors"].append(layout_descriptors(features.patches, features.grid))
+                    rows["descriptors"].append(frame_descriptors(features))
                     for row in range(-first % step, len(features.pts_seconds), step):
                         thumbnails.append(_thumbnail(batch.pixels[row], encoder, info))
                 pts += features.pts_seconds.tolist()
@@ -205,7 +218,7 @@ def read_clip(
     _require_two(info, len(pts), sampling)
     tensors = {name: torch.cat(parts) for name, parts in rows.items()}
     with timings.stage("align"):
-        motion = reversal_contrast(tensors["descriptors"])
+        motion = video_motion(tensors["descriptors"][_shown(len(pts), featureless)])
     return Clip(
         info, report, pts, **tensors, motion=motion, featureless=featureless, thumbnails=thumbnails, thumbnail_step=step
     )
@@ -390,11 +403,12 @@ def compare_clips(
 ) -> tuple[Comparison, Alignment]:
     """Two clips read with one encoder."""
     with timings.stage("align"):
-        alignment = align(a.descriptors, b.descriptors)
+        alignment = align(a.descriptors[a.shown], b.descriptors[b.shown])
     with timings.stage("scores"):
         values = scores(a, b, alignment)
     judgement = judge(
-        values["semantic_baseline"], alignment.order, order_judged=max(a.motion, b.motion) >= STILL,
+        values["semantic_baseline"], alignment.order,
+        order_judged=max(a.motion, b.motion) >= STILL or abs(alignment.order - 0.5) >= CLEAR_ORDER,
         alpha=settings["alpha"], threshold=settings["threshold"], content_threshold=settings["content_threshold"],
     )  # fmt: skip
     comparison = Comparison(
@@ -406,8 +420,8 @@ def compare_clips(
         alpha=settings["alpha"],
         threshold=settings["threshold"],
         content_threshold=settings["content_threshold"],
-        path=[(i, j) for i, j in alignment.path.tolist()],
-        seconds=seconds(alignment, a.pts_seconds, b.pts_seconds),
+        path=[(a.shown[i], b.shown[j]) for i, j in alignment.path.tolist()],
+        seconds=seconds(alignment, a.times, b.times),
         settings=settings,
         encoder=encoder.describe(),
         notes=_notes(a, b, encoder),
@@ -415,22 +429,23 @@ def compare_clips(
     return comparison, alignment
 
 
-def seconds(alignment: Alignment, pts1: Sequence[float], pts2: Sequence[float]) -> list[Second]:
-    """Which part of video 2 each second of video 1 is matched to; seconds without a sampled frame are left out."""
-    path, first = alignment.path, pts1[0]
-    costs = alignment.cost[path[:, 0], path[:, 1]]
-    second = (torch.tensor(pts1, dtype=torch.float64)[path[:, 0]] - first).floor().long()
-    matched = torch.tensor(pts2, dtype=torch.float64)[path[:, 1]] - pts2[0]
-    rows = []
-    for n in second.unique().tolist():
-        chosen = second == n
-        rows.append(
-            Second(
-                second=n, start_seconds=round(float(matched[chosen].min()), 3),
-                end_seconds=round(float(matched[chosen].max()), 3), cost=round(float(costs[chosen].mean()), 4),
-            )
-        )  # fmt: skip
-    return rows
+def seconds(alignment: Alignment, times1: np.ndarray, times2: np.ndarray) -> list[Second]:
+    """Which part of video 2 each second of video 1 is matched to; seconds without an aligned frame are left out."""
+    i, j = alignment.path.numpy().T
+    second, matched, costs = np.floor(times1[i] + 1e-6).astype(int), times2[j], alignment.cost.numpy()[i, j]
+    return [
+        Second(
+            second=n, start_seconds=round(matched[second == n].min(), 3), end_seconds=round(matched[second == n].max(), 3),
+            cost=round(float(costs[second == n].mean()), 4),
+        )
+        for n in np.unique(second).tolist()
+    ]  # fmt: skip
+
+
+def _shown(frames: int, featureless: list[int]) -> list[int]:
+    """What is aligned: black and featureless frames match everything."""
+    left = sorted(set(range(frames)) - set(featureless))
+    return left if len(left) >= 2 else list(range(frames))
 
 
 def printable(path: str | Path) -> str:
@@ -512,7 +527,9 @@ def _notes(a: Clip, b: Clip, encoder: Encoder) -> list[str]:
         if clip.report.fallback_reason:
             notes.append(f"{name}: decoded with {clip.report.backend}: {clip.report.fallback_reason}")
         if clip.featureless:
-            notes.append(f"{name}: {len(clip.featureless)} of {len(clip.pts_seconds)} frames black or featureless")
+            notes.append(
+                f"{name}: {len(clip.featureless)} of {len(clip.pts_seconds)} frames are black or featureless, not aligned"
+            )
         if clip.motion < STILL:
             notes.append(
                 f"{name}: no motion, or the same backwards ({clip.motion:.3f} < {STILL}): its order cannot be judged"
@@ -521,15 +538,14 @@ def _notes(a: Clip, b: Clip, encoder: Encoder) -> list[str]:
 
 
 def _draw(path: Path, comparison: Comparison, clips: Sequence[Clip], alignment: Alignment) -> None:
-    times = [np.asarray(clip.pts_seconds) - clip.pts_seconds[0] for clip in clips]
     write_alignment(
         path,
         cost=alignment.cost.numpy(),
         path_cells=alignment.path.numpy(),
-        times=times,
+        times=[clip.times for clip in clips],
         names=[Path(video.path).name for video in (comparison.video1, comparison.video2)],
         title=f"{comparison.verdict}: {comparison.rule}",
-        thumbnails=[clip.thumbnail for clip in clips],
+        thumbnails=[lambda frame, clip=clip: clip.thumbnail(clip.shown[frame]) for clip in clips],
     )
 
 
