@@ -32,7 +32,7 @@ from vsim_fast.fingerprints import (
 from vsim_fast.frame_encoder import frame_centroids, frame_embeddings
 from vsim_fast.pipeline import Timings, encode_video
 from vsim_fast.records import VideoInfo
-from vsim_fast.report import write_alignment
+from vsim_fast.report import Second, write_alignment
 from vsim_fast.store import OutputFolder, output_errors
 from vsim_fast.video import DecodeReport, Sampling, open_video, plan, probe
 
@@ -77,18 +77,6 @@ class Video(BaseModel):
     notes: list[str]
 
 
-class Second(BaseModel):
-    """One second of the first video and what it is matched to."""
-
-    second: int
-    """From the start of video 1."""
-    start_seconds: float
-    """Of the matched part of video 2, first to last matched frame."""
-    end_seconds: float
-    cost: float
-    """Mean local cost: 0 the same change in the picture, around 1 unrelated."""
-
-
 class Comparison(BaseModel):
     """What comparison.json holds."""
 
@@ -113,7 +101,8 @@ class Comparison(BaseModel):
     """The verdict's reason, with its thresholds."""
     path: list[tuple[int, int]]
     """Sampled frames of video 1 and video 2 that belong together; their times are the videos' `pts_seconds`."""
-    seconds: list[Second]
+    seconds: list[dict[str, Any]]
+    """For each second of video 1 what it is matched to, fields of `report.Second`."""
     settings: dict[str, Any]
     encoder: dict[str, Any]
     notes: list[str]
@@ -421,7 +410,7 @@ def compare_clips(
         threshold=settings["threshold"],
         content_threshold=settings["content_threshold"],
         path=[(a.shown[i], b.shown[j]) for i, j in alignment.path.tolist()],
-        seconds=seconds(alignment, a.times, b.times),
+        seconds=[row._asdict() for row in seconds(alignment, a.times, b.times)],
         settings=settings,
         encoder=encoder.describe(),
         notes=_notes(a, b, encoder),
@@ -433,13 +422,11 @@ def seconds(alignment: Alignment, times1: np.ndarray, times2: np.ndarray) -> lis
     """Which part of video 2 each second of video 1 is matched to; seconds without an aligned frame are left out."""
     i, j = alignment.path.numpy().T
     second, matched, costs = np.floor(times1[i] + 1e-6).astype(int), times2[j], alignment.cost.numpy()[i, j]
-    return [
-        Second(
-            second=n, start_seconds=round(matched[second == n].min(), 3), end_seconds=round(matched[second == n].max(), 3),
-            cost=round(float(costs[second == n].mean()), 4),
-        )
-        for n in np.unique(second).tolist()
-    ]  # fmt: skip
+    rows = []
+    for n in np.unique(second).tolist():
+        part, cost = matched[second == n], float(costs[second == n].mean())
+        rows.append(Second(n, round(float(part.min()), 3), round(float(part.max()), 3), round(cost, 4)))
+    return rows
 
 
 def _shown(frames: int, featureless: list[int]) -> list[int]:
@@ -527,9 +514,8 @@ def _notes(a: Clip, b: Clip, encoder: Encoder) -> list[str]:
         if clip.report.fallback_reason:
             notes.append(f"{name}: decoded with {clip.report.backend}: {clip.report.fallback_reason}")
         if clip.featureless:
-            notes.append(
-                f"{name}: {len(clip.featureless)} of {len(clip.pts_seconds)} frames are black or featureless, not aligned"
-            )
+            count = f"{len(clip.featureless)} of {len(clip.pts_seconds)}"
+            notes.append(f"{name}: {count} frames are black or featureless, not aligned")
         if clip.motion < STILL:
             notes.append(
                 f"{name}: no motion, or the same backwards ({clip.motion:.3f} < {STILL}): its order cannot be judged"
@@ -543,6 +529,7 @@ def _draw(path: Path, comparison: Comparison, clips: Sequence[Clip], alignment: 
         cost=alignment.cost.numpy(),
         path_cells=alignment.path.numpy(),
         times=[clip.times for clip in clips],
+        seconds=[Second(**row) for row in comparison.seconds],
         names=[Path(video.path).name for video in (comparison.video1, comparison.video2)],
         title=f"{comparison.verdict}: {comparison.rule}",
         thumbnails=[lambda frame, clip=clip: clip.thumbnail(clip.shown[frame]) for clip in clips],
