@@ -30,7 +30,15 @@ _EXPORTS = {  # public name -> module that defines it
     "dtw_path": "ops",
     "nv12_to_pixels": "ops",
     "rgb_to_pixels": "ops",
+    "TemporalDerivativeFingerprint": "fingerprints",
+    "MultiScaleDerivativeFingerprint": "fingerprints",
+    "TrajectoryFingerprint": "fingerprints",
+    "DTWTrajectoryMatcher": "fingerprints",
+    "run_motion_study": "motion_study",
+    "FrameEncoder": "frame_encoder",
+    "DINOv3Encoder": "frame_encoder",
     "analyze": "analysis",
+    "compare": "comparison",
 }
 __all__ = ["__version__", *_EXPORTS]
 

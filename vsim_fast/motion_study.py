@@ -7,7 +7,8 @@ the lower of its similarities of either pattern to its second draw and its simil
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,9 @@ from vsim_fast.fingerprints import (
     TrajectoryFingerprint,
 )
 
+PATTERNS = (
+    "linear_lr", "linear_rl", "linear_tb", "circular_cw", "circular_ccw", "zigzag", "stationary", "random_walk",
+)  # fmt: skip
 FRAMES = 100
 CORNERS, DIM = 4, 1024
 EMBEDDING_NOISE = 0.1
@@ -32,6 +36,7 @@ HYPOTHESES = {
     "H2": ("clockwise and counter-clockwise are dissimilar", "circular_cw", "circular_ccw"),
     "H3": ("a zigzag and a point at rest are dissimilar", "zigzag", "stationary"),
 }
+COMPARED = tuple(name for _, *pair in HYPOTHESES.values() for name in pair)
 REQUIRED = {  # score -> hypothesis -> margin that every trial must reach; a score makes no claim where none is given
     "trajectory_stats": {"H1": 0.5, "H2": 0.5, "H3": 0.25},
     "trajectory_dtw": {"H1": 0.5, "H2": 0.5, "H3": 0.25},
@@ -164,12 +169,14 @@ def run_motion_study(
     scores = _scores(compat)
     pairs = [pair for _, a, b in HYPOTHESES.values() for pair in ((a, a), (b, b), (a, b))]
     found: dict[str, list[list[float]]] = {name: [] for name in scores}  # [seeds][3 per hypothesis]
-    for seed in range(seeds):
-        first, second = (_drawn(seed, draw, noise, embedding_noise) for draw in (0, 1))
-        for name, score in scores.items():
-            found[name].append(score.similarities(first, second, pairs))
-        if seed == 0:
-            similarity = {name: _matrix(score, first, second) for name, score in scores.items()}
+    with _one_thread():
+        for seed in range(seeds):
+            names = PATTERNS if seed == 0 else COMPARED
+            first, second = (_drawn(names, seed, draw, noise, embedding_noise) for draw in (0, 1))
+            for name, score in scores.items():
+                found[name].append(score.similarities(first, second, pairs))
+            if seed == 0:
+                similarity = {name: _matrix(score, first, second) for name, score in scores.items()}
     separations = [
         _separation(hypothesis, score, torch.tensor(found[score])[:, 3 * h : 3 * h + 3])
         for h, hypothesis in enumerate(HYPOTHESES)
@@ -181,7 +188,7 @@ def run_motion_study(
         seeds=seeds,
         frames=FRAMES,
         compat=compat,
-        patterns=tuple(motion_patterns()),
+        patterns=PATTERNS,
         separations=tuple(separations),
         similarity=similarity,
     )
@@ -227,17 +234,28 @@ def _scores(compat: bool) -> dict[str, _Score]:
     }
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Work this small loses more by waking threads than it gains, by far on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _one_by_one(compare: Callable[[Any, Any], float]) -> Callable[[list[Any], list[Any]], list[float]]:
     return lambda first, second: [compare(a, b) for a, b in zip(first, second, strict=True)]
 
 
-def _drawn(seed: int, draw: int, noise: float, embedding_noise: float) -> Draw:
+def _drawn(names: Sequence[str], seed: int, draw: int, noise: float, embedding_noise: float) -> Draw:
     generator = torch.Generator().manual_seed(seed)
     corners = F.normalize(torch.randn(CORNERS, DIM, generator=generator), dim=1)
     generator.manual_seed(2 * seed + draw + (1 << 32))
+    paths = motion_patterns(noise=noise, seed=seed, draw=draw)
     return {
-        name: _Drawn(path, path_embeddings(path, embedding_noise, generator, corners))
-        for name, path in motion_patterns(noise=noise, seed=seed, draw=draw).items()
+        name: _Drawn(paths[name], path_embeddings(paths[name], embedding_noise, generator, corners)) for name in names
     }
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from vsim_fast.fingerprints.sequences import Metric, as_sequence, cosine, equal_parts, vector_similarity
 from vsim_fast.ops import derivatives
 
-PROFILE_PARTS = (4, 8)
-"""Equal parts of a clip between whose mean embeddings the profile takes its directions, coarse and fine."""
+PARTS = 8
+"""Equal parts of a clip between whose mean embeddings the profile takes its directions, singly and two by two."""
 BINS = 20
 """Of aggregation "histogram", and parts of "sequence"."""
 
@@ -30,7 +30,7 @@ COMPONENTS = {  # of the mended vectors
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DerivativeFingerprint:
     """One video at one window, d[t] = x[t+w] - x[t], repeated `derivative_order` times. What was left out is None."""
 
@@ -51,7 +51,7 @@ class DerivativeFingerprint:
     """Mended: [3, D] and [7, D], directions from each of 4, and of 8, equal parts of the clip to the next."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MultiScaleFingerprint:
     vector: Tensor
     """Those of the scales, joined in the order of the windows; empty where no window fits (compat)."""
@@ -148,14 +148,14 @@ class TemporalDerivativeFingerprint:
         return _similarity([cosine(a.mean_direction, b.mean_direction), *_profile_cosines(a, b)])
 
     def _frames(self, embeddings: Any) -> Tensor:
-        x = as_sequence("embeddings", embeddings, frames=1 if self.compat else 2).float()
+        x = as_sequence("embeddings", embeddings, torch.float32, frames=1 if self.compat else 2)
         return x if self.compat else F.normalize(x, dim=1)
 
     def _scales(self, x: Tensor, windows: Sequence[int]) -> dict[int, DerivativeFingerprint]:
         """Fingerprints of the differences of x [T, D] at distinct windows < T, in one pass."""
         every = derivatives(x, windows)
         profiled = self.include_direction and not self.compat
-        profile = tuple(_profile(x, parts) for parts in PROFILE_PARTS) if profiled else None
+        profile = _profile(x) if profiled else None
         result = {}
         for s, window in enumerate(windows):
             count = len(x) - window
@@ -262,12 +262,16 @@ def _check_natural(name: str, value: object) -> None:
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
 
 
-def _profile(x: Tensor, parts: int) -> Tensor:
-    """[parts - 1, D] direction from each part's mean embedding to the next; zero where nothing changes."""
-    points = equal_parts(x, parts)
-    pairs = torch.stack((points[:-1], points[1:]), dim=1)  # [parts - 1, 2, D]: each step a video of two frames
-    step = derivatives(pairs, [1])
-    return torch.where(step.magnitudes[:, 0, :1] > ROUNDING, step.mean_direction[:, 0], 0)
+def _profile(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[3, D] and [7, D] directions from the mean embedding of each part to the next; zero where nothing changes."""
+    fine = equal_parts(x, PARTS)  # [8, D]
+    return tuple(_directions(points) for points in ((fine[::2] + fine[1::2]) / 2, fine))
+
+
+def _directions(points: Tensor) -> Tensor:
+    """[N - 1, D] directions of the steps of [N, D]."""
+    steps = derivatives(torch.stack((points[:-1], points[1:]), dim=1), [1])  # each step a video of two frames
+    return torch.where(steps.magnitudes[:, 0, :1] > ROUNDING, steps.mean_direction[:, 0], 0)
 
 
 def _profile_cosines(a: DerivativeFingerprint, b: DerivativeFingerprint) -> list[float]:

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vsim_fast.fingerprints.sequences import as_sequence, jitter
+from vsim_fast.fingerprints.sequences import as_sequence, equal_parts, jitter
 from vsim_fast.ops import dtw, dtw_path
 from vsim_fast.ops.dtw import WarpingPath
 
+STEPS = 64
+"""Equal parts that both clips are reduced or interpolated to. Between unequal lengths a path could otherwise repeat the
+one place where two trajectories meet until the rest of the way no longer counts."""
 HALF = 0.1
-"""Mean distance of matched frames, as a share of the larger extent, at which the score is 0.5."""
+"""Mean distance of matched parts, as a share of the larger extent, at which the score is 0.5."""
 SMALLEST_EXTENT = 0.02
 """Picture sides. What moves less is not magnified."""
 NOISE_EXTENT = 20
@@ -23,13 +26,13 @@ NOISE_EXTENT = 20
 class DTWTrajectoryMatcher:
     """Distance and similarity of trajectories of any two lengths.
 
-    The mended distance (default) is the mean distance of matched frames: the Euclidean costs along the optimal path
-    divided by its number of cells, so that clips of different lengths compare.
+    The mended distance (default) is the mean distance of matched parts, of 64 equal ones of either clip: the Euclidean
+    costs along the optimal path divided by its number of cells. So tempo and length do not count, order does.
 
     Args:
         normalize_trajectory: move both boxes to a common centre and divide both trajectories by one common length: the
             larger side of the larger box, or 20 times the per-frame noise, or 0.02 picture sides, whichever is most.
-            So place and size in the picture do not count, but proportions do, and a point at rest stays at rest.
+            So neither place in the picture nor common size counts, and a point at rest stays at rest.
             False: coordinates as they are.
         compat: the published formulas: every axis of each trajectory stretched to [0, 1], costs summed along the path.
     """
@@ -39,7 +42,7 @@ class DTWTrajectoryMatcher:
         self.compat = compat
 
     def distance(self, traj1: Any, traj2: Any) -> float:
-        """Distance of two trajectories; 0: the same up to tempo (and place and size, where normalised).
+        """Distance of two trajectories; 0: the same, whatever the tempo (and the place, where normalised).
 
         Args:
             traj1, traj2: [T, 2] (x, y) in picture sides, T >= 2 (compat: 1), NumPy or torch, T may differ.
@@ -61,9 +64,9 @@ class DTWTrajectoryMatcher:
         return dtw(x, y, cost="euclidean", normalize=None if self.compat else "path")
 
     def compare(self, traj1: Any, traj2: Any) -> float:
-        """Similarity in (0, 1]: 2^(-10 · distance).
+        """Similarity in [0, 1]: 2^(-10 · distance).
 
-        1: the same motion; 0.5: matched frames lie a tenth of the larger extent apart on average (without
+        1: the same motion; 0.5: matched parts lie a tenth of the larger extent apart on average (without
         normalisation: a tenth of the picture); 0.1 and less: a third of it or more, as for opposite directions.
         compat: 1 / (1 + distance), which falls with length.
         """
@@ -74,19 +77,39 @@ class DTWTrajectoryMatcher:
         return 1 / (1 + distance) if self.compat else 2 ** (-distance / HALF)
 
     def path(self, traj1: Any, traj2: Any) -> WarpingPath:
-        """The distance, and int64 [L, 2]: which frame of the first is matched to which of the second."""
+        """The distance, and int64 [L, 2]: which frame of the first is matched to which of the second.
+
+        Mended, these are the middle frames of the matched parts, so a frame of a clip below 64 frames may come twice.
+        """
         x, y = self._prepared(traj1, traj2)
-        return dtw_path(x, y, cost="euclidean", normalize=None if self.compat else "path")
+        distance, path = dtw_path(x, y, cost="euclidean", normalize=None if self.compat else "path")
+        if not self.compat:
+            frames = [_middle_frames(len(traj)).to(path.device) for traj in (traj1, traj2)]
+            path = torch.stack([frame[part] for frame, part in zip(frames, path.unbind(1), strict=True)], dim=1)
+        return WarpingPath(distance, path)
 
     def _prepared(self, traj1: Any, traj2: Any) -> tuple[Tensor, Tensor]:
         frames = 1 if self.compat else 2
-        a = as_sequence("traj1", traj1, frames=frames, dim=2)
-        b = as_sequence("traj2", traj2, frames=frames, dim=2)
-        a, b = a.double(), b.to(a.device).double()
+        a = as_sequence("traj1", traj1, torch.float64, frames=frames, dim=2)
+        b = as_sequence("traj2", traj2, torch.float64, frames=frames, dim=2).to(a.device)
+        if self.compat:
+            return (_stretched(a), _stretched(b)) if self.normalize_trajectory else (a, b)
+        noise = NOISE_EXTENT * max(jitter(a), jitter(b))
+        a, b = equal_parts(a, STEPS), equal_parts(b, STEPS)
         if not self.normalize_trajectory:
             return a, b
-        sides = [x.amax(0) - x.amin(0) for x in (a, b)]
-        if self.compat:
-            return tuple((x - x.amin(0)) / side.clamp_min(1e-8) for x, side in zip((a, b), sides, strict=True))
-        scale = max(SMALLEST_EXTENT, *(s.max().item() for s in sides), *(NOISE_EXTENT * jitter(x) for x in (a, b)))
+        scale = max(SMALLEST_EXTENT, noise, *((x.amax(0) - x.amin(0)).max().item() for x in (a, b)))
         return tuple((x - (x.amax(0) + x.amin(0)) / 2) / scale for x in (a, b))
+
+
+def _stretched(x: Tensor) -> Tensor:
+    """Both axes of [T, 2] to [0, 1]; one that does not change becomes 0."""
+    return (x - x.amin(0)) / (x.amax(0) - x.amin(0)).clamp_min(1e-8)
+
+
+def _middle_frames(frames: int) -> Tensor:
+    """int64 [64], the frame in the middle of each part of a clip."""
+    part = torch.arange(STEPS, dtype=torch.float64)
+    if frames < STEPS:
+        return (part * (frames - 1) / (STEPS - 1)).round().long()
+    return ((part + 0.5) * frames / STEPS).long()

@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+LARGEST = 1e18
+"""Squares of larger numbers leave the range of float32."""
 
 Metric = Literal["cosine", "euclidean"]
 
 
-def as_sequence(name: str, value: Any, *, frames: int = 1, dim: int | None = None) -> Tensor:
-    """[T, D] tensor on the device it came from, dtype kept.
+def as_sequence(name: str, value: Any, dtype: torch.dtype, *, frames: int = 1, dim: int | None = None) -> Tensor:
+    """[T, D] tensor of `dtype` on the device it came from.
 
     Args:
-        name: of the argument, for the messages.  value: NumPy array or tensor, floating-point and finite.
+        name: of the argument, for the messages.  value: NumPy array or tensor, floating-point, finite.
         frames: the fewest frames it may have.  dim: the D it must have; None: any.
+    Raises:
+        ValueError, TypeError: naming the argument, the rule and the value.
     """
     if not isinstance(value, (np.ndarray, Tensor)):
         raise TypeError(f"{name} must be a NumPy array or a tensor, got {type(value).__name__}")
     if not (value.is_floating_point() if isinstance(value, Tensor) else np.issubdtype(value.dtype, np.floating)):
         raise TypeError(f"{name} must be floating-point, got {str(value.dtype).removeprefix('torch.')}")
-    x = torch.tensor(value) if isinstance(value, np.ndarray) else value.detach()
+    x = (torch.tensor(value) if isinstance(value, np.ndarray) else value.detach()).to(dtype)
     if x.ndim != 2 or x.shape[1] == 0 or dim not in (None, x.shape[1]):
         raise ValueError(f"{name} must be [T, {'D' if dim is None else dim}], got shape {tuple(x.shape)}")
     if len(x) < frames:
         raise ValueError(f"{name} must have at least {frames} frame{'s' * (frames > 1)}, got {len(x)}")
-    finite = x.isfinite().all(dim=1)
-    if not finite.all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity in frame {int(finite.int().argmin())}")
+    if not x.abs().max() <= LARGEST:  # NaN is not
+        bad = ~(x.abs() <= LARGEST)
+        frame = int(bad.any(dim=1).int().argmax())
+        raise ValueError(
+            f"{name} must be finite and at most {LARGEST:g} in size, got {x[bad][0].item()} in frame {frame}"
+        )
     return x
 
 
@@ -40,13 +48,19 @@ def equal_parts(x: Tensor, parts: int) -> Tensor:
 
     The same motion played faster or sampled more densely has the same parts.
     """
-    if len(x) < parts:
-        return F.interpolate(x.T[None], size=parts, mode="linear", align_corners=True)[0].T
-    edges = torch.linspace(0, len(x), parts + 1, dtype=torch.float64)
-    frame = edges.long().clamp_max(len(x) - 1)
-    rest = (edges - frame).to(x)[:, None]  # [parts + 1, 1], the share of a frame that a boundary cuts
-    total = F.pad(x.cumsum(0), (0, 0, 1, 0))[frame] + rest * x[frame]
-    return total.diff(dim=0) * (parts / len(x))
+    return _part_weights(len(x), parts).to(x) @ x
+
+
+@lru_cache(maxsize=64)
+def _part_weights(frames: int, parts: int) -> Tensor:
+    """float64 [parts, T], rows sum to 1."""
+    frame = torch.arange(frames, dtype=torch.float64)
+    if frames < parts:
+        at = torch.linspace(0, frames - 1, parts, dtype=torch.float64)[:, None]
+        return (1 - (at - frame).abs()).clamp_min(0)
+    edges = torch.linspace(0, frames, parts + 1, dtype=torch.float64)[:, None]
+    covered = (torch.minimum(edges[1:], frame + 1) - torch.maximum(edges[:-1], frame)).clamp_min(0)
+    return covered * (parts / frames)
 
 
 def jitter(path: Tensor) -> float:

@@ -22,7 +22,7 @@ HEADINGS = 8
 Aggregation = Literal["statistics", "sequence", "histogram"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MotionFingerprint:
     """One trajectory. Lengths in picture sides, times in frames; x to the right, y down, so that clockwise is positive.
 
@@ -109,9 +109,9 @@ class TrajectoryFingerprint:
         Raises:
             ValueError: shape, too few frames, NaN or infinity.  TypeError: not a floating-point array.
         """
-        points = as_sequence("trajectory", trajectory, frames=1 if self.compat else 2, dim=2)
-        smooth = self._smooth(points.double().cpu())
-        return self._original(smooth) if self.compat else self._mended(points.double().cpu(), smooth)
+        points = as_sequence("trajectory", trajectory, torch.float64, frames=1 if self.compat else 2, dim=2).cpu()
+        smooth = self._smooth(points)
+        return self._original(smooth) if self.compat else self._mended(smooth, jitter(points))
 
     compute_fingerprint = compute
 
@@ -137,10 +137,11 @@ class TrajectoryFingerprint:
         padded = F.pad(points.T, (half, half), mode="replicate")  # [2, T + 2·half]
         return padded.unfold(1, self.smoothing_window, 1).mean(-1).T[: len(points)]
 
-    def _mended(self, points: Tensor, smooth: Tensor) -> MotionFingerprint:
+    def _mended(self, smooth: Tensor, noise: float) -> MotionFingerprint:
         path = equal_parts(smooth, PARTS)
-        frames_per_part = max(len(points) / PARTS, (len(points) - 1) / (PARTS - 1))
-        noise = jitter(points) * min(1.0, frames_per_part) ** 0.5 / max(1.0, frames_per_part) ** 0.5
+        frames = len(smooth)
+        frames_per_part = frames / PARTS if frames >= PARTS else (frames - 1) / (PARTS - 1)
+        noise *= min(frames_per_part**-0.5, frames_per_part)  # averaged over a part, or shared out to its fractions
         velocity = path.diff(dim=0)  # [15, 2], per part
         speed = velocity.norm(dim=1)
         length, mean = speed.sum().item(), speed.mean().item()
