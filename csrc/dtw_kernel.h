@@ -20,7 +20,16 @@ constexpr float kInf = __builtin_inff();
 
 VSIM_INLINE Vec splat(float x) { return x - Vec{}; }
 VSIM_INLINE Int splat_int(int64_t x) { return (int32_t)x - Int{}; }
-VSIM_INLINE Vec least(Vec a, Vec b) { return a < b ? a : b; }
+// Totals are never negative, and such floats order like their bits: the integer minimum is cheaper on some cores.
+VSIM_INLINE Vec least(Vec a, Vec b) { return (Vec)((Int)a < (Int)b ? (Int)a : (Int)b); }
+// Kept apart from the sum that it enters, or the compiler would choose which product of two to fuse.
+VSIM_INLINE Vec square(Vec e) {
+  Vec product = e * e;
+#if defined(__x86_64__)
+  asm("" : "+v"(product));
+#endif
+  return product;
+}
 VSIM_INLINE Vec inside(Vec v, Int column, Int first, Int span) { return (Uint)(column - first) <= (Uint)span ? v : splat(kInf); }
 VSIM_INLINE Vec root(Vec v) {
   Vec out;
@@ -81,7 +90,7 @@ VSIM_INLINE void sweep(Block<R>& s, const float* x, int64_t dims, const float* y
         const Vec target = load(y + (c * D + d) * L);
         for (int r = 0; r < R; ++r) {
           const Vec e = target - row[r][d];
-          cost[r] = d == 0 ? e * e : cost[r] + e * e;
+          cost[r] = d == 0 ? square(e) : cost[r] + e * e;
         }
       }
     } else {
@@ -134,6 +143,8 @@ VSIM_INLINE void block(const Tile& t, int64_t r, const Space& z, Vec& corner, Ve
       all_begin = larger(all_begin, z.range[i + k].all_first - t.column);
       all_end = smaller(all_end, z.range[i + k].all_last + 1 - t.column);
     }
+    if (begin >= kNever - t.column)  // rows that no path may touch: nothing continues below them
+      for (int64_t c = 0; c < t.columns; ++c) z.bound[c] = splat(kInf);
     begin = larger(0, smaller(begin, t.columns));
     end = larger(begin, smaller(end, t.columns));
     all_begin = larger(begin, smaller(all_begin, end));
@@ -303,8 +314,9 @@ void many_of(const float* x, int64_t n, const DtwPack& p, const DtwOptions& o, f
       if (constrained && z.range[row + rows - 1].any_last < column) break;  // and so do all that follow in this row
       for (int64_t k = 0; k < L; ++k) {
         next[k] = top[(columns - 1) * L + k], next_steps[k] = top_steps[(columns - 1) * L + k];
-        base[k] = corner[k];
-        for (int64_t c = 0; c < columns; ++c) base[k] = top[c * L + k] < base[k] ? top[c * L + k] : base[k];
+        base[k] = corner[k];  // of the pair's own borders, whatever else is in the pack
+        const int64_t own = smaller(columns, p.lengths[k] - column);
+        for (int64_t c = 0; c < own; ++c) base[k] = top[c * L + k] < base[k] ? top[c * L + k] : base[k];
         for (int64_t r = 0; r < rows; ++r) base[k] = z.side[r * L + k] < base[k] ? z.side[r * L + k] : base[k];
         if (!(base[k] < kInf)) base[k] = 0;
       }
@@ -479,10 +491,14 @@ size_t single_scratch(int64_t n, int64_t m, int64_t D) {
   return c.used;
 }
 
+VSIM_INLINE Int lane_numbers() {
+  Int lane{};
+  for (int64_t k = 0; k < L; ++k) lane[k] = (int32_t)k;
+  return lane;
+}
+
 VSIM_INLINE Vec shift_in(Vec before, Vec v) {  // the last lane of `before`, then all but the last of v
-  Int order;
-  for (int64_t k = 0; k < L; ++k) order[k] = (int32_t)(L - 1 + k);
-  return __builtin_shuffle(before, v, order);
+  return __builtin_shuffle(before, v, lane_numbers() + (int32_t)(L - 1));
 }
 
 struct Wave {
@@ -496,25 +512,23 @@ VSIM_INLINE void step(Wave& w, int64_t s, int64_t columns, float above_first, co
   Vec above[kGroups];
   above[0] = shift_in(splat(above_first), w.left[0][kRows - 1]);
   for (int g = 1; g < kGroups; ++g) above[g] = shift_in(w.left[g - 1][kRows - 1], w.left[g][kRows - 1]);
+#pragma GCC unroll 2
   for (int g = 0; g < kGroups; ++g) {
     Vec cost[kRows];
     if constexpr (D < 0) {
       for (int r = 0; r < kRows; ++r) cost[r] = load(z.costs + (s * kRows + r) * kWide + g * L);
     } else {
-      for (int r = 0; r < kRows; ++r) cost[r] = Vec{};
       for (int64_t d = 0; d < (D > 0 ? D : dims); ++d) {
         const Vec target = load(reversed + d * stride - s + g * L);
         for (int r = 0; r < kRows; ++r) {
           const Vec e = target - load(z.rows + (d * kRows + r) * kWide + g * L);
-          cost[r] += e * e;
+          cost[r] = d == 0 ? square(e) : cost[r] + e * e;
         }
       }
     }
     if (euclidean)
       for (int r = 0; r < kRows; ++r) cost[r] = root(cost[r]);
-    Int lane;
-    for (int64_t k = 0; k < L; ++k) lane[k] = (int32_t)(g * L + k);
-    const Int column = splat_int(s) - lane;
+    const Int column = splat_int(s - g * L) - lane_numbers();
     const auto in_part = (Uint)column < (Uint)splat_int(columns);
     Vec diagonal = w.corner[g], up = above[g];
     for (int r = 0; r < kRows; ++r) {
@@ -697,7 +711,7 @@ float outside(const float* x, const float* lower, const float* upper, int64_t n,
   Vec sum{};
   int64_t e = 0;
   for (; e + L <= n * o.D; e += L) {
-    Vec out = least(load(x + e) - load(upper + e), splat(kInf));
+    Vec out = load(x + e) - load(upper + e);
     const Vec below = load(lower + e) - load(x + e);
     out = out < below ? below : out;
     out = out < Vec{} ? Vec{} : out;

@@ -30,6 +30,7 @@ _EXPORTS = {  # public name -> module that defines it
     "dtw_path": "ops",
     "nv12_to_pixels": "ops",
     "rgb_to_pixels": "ops",
+    "soft_dtw": "ops",
     "TemporalDerivativeFingerprint": "fingerprints",
     "MultiScaleDerivativeFingerprint": "fingerprints",
     "TrajectoryFingerprint": "fingerprints",

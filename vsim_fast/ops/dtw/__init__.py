@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -57,8 +58,8 @@ def dtw(
             dtaidistance and tslearn, without it with aeon. The root of a sum is not the sum of roots: "euclidean" is
             another distance.
         sakoe_chiba_radius: band around the diagonal, an int in steps or a float as a fraction of the shorter length,
-            rounded up. With i on the shorter sequence, cell (i, j) is inside iff -radius <= j - i <= radius + |Ta - Tb|,
-            so that a path always exists.
+            rounded up. With i on the shorter sequence, cell (i, j) is inside iff
+            -radius <= j - i <= radius + |Ta - Tb|, so that a path always exists.
         itakura_max_slope: s >= 1; a path keeps between slopes 1/s and s of the diagonal from both of its ends. Between
             different lengths a small s may leave no path.
         open_begin, open_end: y may start before, or end after, the part that x is matched to. `subsequence` is both:
@@ -86,8 +87,6 @@ def dtw(
     )  # fmt: skip
     batch = isinstance(x, (list, tuple)) or getattr(x, "ndim", 0) == 3
     a, b = _operands(x, y, cost, lengths_x, lengths_y, batch=batch)
-    if b is not None and len(a) != len(b):
-        raise ValueError(f"x and y must hold as many sequences, got {len(a)} and {len(b)}; see dtw_pairwise")
     device = a.values.device
     a, b = _prepared(a, b, cost, backend)
     out = choose("dtw", device.type, backend)(a, b, options)
@@ -207,28 +206,30 @@ def dtw_knn(
     )  # fmt: skip
     a, b = series("queries", queries, batch=True), series("candidates", candidates, batch=True)
     _check_alike(a, b, "queries and candidates")
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(b):
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= len(b):
         raise ValueError(f"k must be in 1..{len(b)} (the candidates), got {k!r}")
     device = a.values.device
     a, b = _prepared(a, b, cost, backend)
-    distances, indices = choose("dtw_knn", device.type, backend)(a, b, k, options)
+    distances, indices = choose("dtw_knn", device.type, backend)(a, b, int(k), options)
     return Neighbors(_returned(distances, numpy), indices.numpy() if numpy else indices)
 
 
 def _operands(
     x: Any, y: Any, cost: str, lengths_x: Any, lengths_y: Any, *, batch: bool
 ) -> tuple[Series | Costs, Series | None]:
+    if not batch and (lengths_x is not None or lengths_y is not None):
+        raise ValueError("lengths go with padded [B, ...] arrays; cut a single one instead")
     if cost == "precomputed":
         if y is not None:
             raise ValueError("y must be None with cost='precomputed': x is the cost matrix")
         return given_costs(x, lengths_x, lengths_y, batch=batch), None
     if y is None:
         raise TypeError("y is missing: dtw takes two sequences (dtw_pairwise compares all of one list)")
-    if not batch and (lengths_x is not None or lengths_y is not None):
-        raise ValueError("lengths go with padded [B, T, D] sequences; cut a single one instead")
     if batch != (isinstance(y, (list, tuple)) or getattr(y, "ndim", 0) == 3):
         raise ValueError("x and y must both be one sequence or both a batch")
     a, b = series("x", x, lengths_x, batch=batch), series("y", y, lengths_y, batch=batch)
+    if len(a) != len(b):
+        raise ValueError(f"x and y must hold as many sequences, got {len(a)} and {len(b)}; see dtw_pairwise")
     _check_alike(a, b)
     return a, b
 

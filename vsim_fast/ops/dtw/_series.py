@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -111,6 +112,8 @@ def parse_options(
         fraction = float(sakoe_chiba_radius)
         if not 0 <= fraction <= 1:
             raise ValueError(f"sakoe_chiba_radius must be in 0..1 as a fraction (int: steps), got {fraction}")
+    if isinstance(itakura_max_slope, bool) or not isinstance(itakura_max_slope, (Real, type(None))):
+        raise TypeError(f"itakura_max_slope must be a number >= 1, got {type(itakura_max_slope).__name__}")
     if itakura_max_slope is not None and not 1 <= itakura_max_slope < math.inf:
         raise ValueError(f"itakura_max_slope must be a number >= 1, got {itakura_max_slope}")
     if itakura_max_slope is not None and sakoe_chiba_radius is not None:
@@ -134,6 +137,7 @@ def to_tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, np.ndarray):
         if value.dtype.kind != "f" or value.dtype.itemsize > 8:
             raise TypeError(f"{name} must be floating-point, got {value.dtype}; convert it first")
+        value = value.astype(value.dtype.newbyteorder("="), copy=False)
         value = torch.from_numpy(
             value if value.flags.writeable and min(value.strides, default=0) >= 0 else value.copy()
         )
@@ -199,7 +203,10 @@ def series(name: str, value: Any, lengths: Any = None, *, batch: bool) -> Series
 def _lengths(name: str, value: Any, count: int, longest: int) -> Tensor:
     if value is None:
         return torch.full((count,), longest)
-    lengths = torch.as_tensor(value, device="cpu")
+    try:
+        lengths = torch.as_tensor(value, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be integers [{count}], got {value!r}") from None
     if lengths.numel() and lengths.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name} must be integers, got {dtype_name(lengths.dtype)}")
     if lengths.shape != (count,):

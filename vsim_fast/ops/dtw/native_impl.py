@@ -12,9 +12,7 @@ CELLS_PER_CALL = 2e10
 """About a second of work: between calls an interrupt gets through."""
 
 
-def dtw(
-    x: Series | Costs, y: Series | None, options: Options, *, threads: int | None = None, simd: str = ""
-) -> Tensor:
+def dtw(x: Series | Costs, y: Series | None, options: Options, *, threads: int | None = None, simd: str = "") -> Tensor:
     """As reference.dtw. `threads`: None: torch's, 0: all. `simd`: "" takes the fastest here."""
     out = torch.empty(len(x))
     if isinstance(x, Costs):
@@ -48,7 +46,10 @@ def dtw_pairwise(
     out = torch.empty(len(x), columns)
     if not out.numel():
         return out
-    core, (xs, ys) = _core(options, x.values.shape[1]), (_arrays(x), (None, *_arrays(x)[1:]) if y is None else _arrays(y))
+    core, (xs, ys) = (
+        _core(options, x.values.shape[1]),
+        (_arrays(x), (None, *_arrays(x)[1:]) if y is None else _arrays(y)),
+    )
     _C.dtw_pairwise(*xs, *ys, core, out.numpy(), threads=_threads(threads), simd=simd)
     return out
 
@@ -80,7 +81,9 @@ def _matrices(costs: Costs):
     return zip(costs.values, costs.rows.tolist(), costs.columns.tolist(), strict=True)
 
 
-def _path(x: Tensor | None, y: Tensor | None, costs: Tensor | None, options: Options, simd: str) -> tuple[float, Tensor]:
+def _path(
+    x: Tensor | None, y: Tensor | None, costs: Tensor | None, options: Options, simd: str
+) -> tuple[float, Tensor]:
     n, m = costs.shape if x is None else (len(x), len(y))
     cells = torch.empty(n + m - 1, 2, dtype=torch.int64)
     arrays = (None if one is None else one.contiguous().numpy() for one in (x, y, costs))
