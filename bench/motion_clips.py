@@ -118,7 +118,7 @@ def main() -> int:
         except DecodeError as error:
             print(f"{path.name:40s} {error}")
             continue
-        motion = rows["self"].video1.motion
+        motion = rows["self"].video1.motion.steady
         cells = []
         for kind in kinds:
             row = rows[kind]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -87,21 +88,27 @@ def align(x: Tensor, y: Tensor) -> Alignment:
     return Alignment(cost, path, float(forward), float(backward))
 
 
-def motion(x: Tensor) -> float:
-    """How far a video is from its own reverse: 0 where nothing moves and where motion looks the same backwards.
+class Motion(NamedTuple):
+    """How far a video is from its own reverse. Both are 0 where nothing changes or it looks the same backwards."""
 
-    sqrt(backward · covariance of neighbouring frames): noise has no memory and does not count. Frames so far apart that
-    neighbours have nothing in common do not count either.
+    steady: float
+    """sqrt(backward · covariance of neighbouring frames): noise has no memory and does not count. Nor does motion that
+    is sampled so sparsely that neighbours have nothing in common."""
+    total: float
+    """sqrt(backward · variance of the frames): whatever changes, noise included."""
+
+
+def motion(x: Tensor) -> Motion:
+    """The motion of one video.
 
     Args:
-        x: descriptors [T, D] of length 1, so that the result lies in 0..1, or near it.
+        x: descriptors [T, D] of length 1, so that both numbers lie in 0..1, or near it.
     """
-    if len(x) < 3:
-        return 0.0
     centred = x - x.mean(0)
-    kept = (centred[:-1] * centred[1:]).sum(1).mean()
-    if kept <= 1e-12:
-        return 0.0
-    moved = changes(x)
+    variance = centred.square().sum(1).mean()
+    if variance <= 1e-12:
+        return Motion(0.0, 0.0)
+    covariance = (centred[:-1] * centred[1:]).sum(1).mean().clamp_min(0) if len(x) > 2 else torch.zeros_like(variance)
+    moved = centred / variance.sqrt()
     backward = dtw(change_cost(moved, moved.flip(0)).cpu(), cost="precomputed", normalize="path")
-    return float((backward * kept.cpu()).sqrt())
+    return Motion(*(float((backward * part.cpu()).sqrt()) for part in (covariance, variance)))
