@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,22 @@ from motion_clips import write_variant
 from video.clips import damage
 from video.clips import encode as write_test_clip
 
-from vsim_fast.comparison import Comparison, FolderComparison, compare, compare_folder, judge
+from vsim_fast.comparison import (
+    Comparison,
+    FolderComparison,
+    compare,
+    compare_clips,
+    compare_folder,
+    compare_settings,
+    judge,
+    read_clip,
+)
 from vsim_fast.encode import load_encoder
 from vsim_fast.errors import CorruptVideo, OpenError, UnsupportedVideo, UsageError
 from vsim_fast.models import Scene
+from vsim_fast.pipeline import Timings
 
-RATE, SECONDS = 12, 4
+RATE, SECONDS = 12, 3
 FRAMES = RATE * SECONDS
 
 
@@ -30,7 +41,7 @@ def scene(seed: int) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def encoder():
-    return load_encoder("builtin", device="cpu", image_size=112)
+    return load_encoder("builtin", device="cpu", image_size=84)
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +59,14 @@ def clips(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def compared(clips, encoder):
+    """Comparison of two of the clips, each read once."""
+    settings = compare_settings()
+    read = cache(lambda kind: read_clip(clips / f"{kind}.mp4", encoder, settings))
+    return lambda first, second: compare_clips(read(first), read(second), encoder, settings, Timings())[0]
+
+
 @pytest.mark.parametrize(
     ("kind", "verdict"),
     [
@@ -61,8 +80,8 @@ def clips(tmp_path_factory) -> Path:
         ("other", "different"),
     ],
 )
-def test_verdicts(clips, encoder, kind, verdict):
-    found = compare(clips / "original.mp4", clips / f"{kind}.mp4", encoder)
+def test_verdicts(compared, kind, verdict):
+    found = compared("original", kind)
     assert found.verdict == verdict and found.order_judged and found.status == "complete"
     order = found.scores["order"]
     expected = {"other": abs(order - 0.5) < 0.2, "still": abs(order - 0.5) < 0.1, "reversed": order < 0.1}
@@ -74,26 +93,26 @@ def test_verdicts(clips, encoder, kind, verdict):
     )
 
 
-def test_speed_and_seconds(clips, encoder):
-    found = compare(clips / "original.mp4", clips / "speed2.mp4", encoder)
-    assert [row["second"] for row in found.seconds] == [0, 1, 2, 3]
+def test_speed_and_seconds(compared):
+    found = compared("original", "speed2")
+    assert [row["second"] for row in found.seconds] == [0, 1, 2]
     for row in found.seconds:
         assert row["start_seconds"] == pytest.approx(row["second"] / 2, abs=0.2)
         assert row["end_seconds"] == pytest.approx((row["second"] + 1) / 2, abs=0.2)
     assert found.path[0] == (0, 0) and found.path[-1] == (found.video1.frames - 1, found.video2.frames - 1)
 
 
-def test_black_frames_are_not_aligned(clips, encoder):
-    found = compare(clips / "intro.mp4", clips / "original.mp4", encoder)
+def test_black_frames_are_not_aligned(compared):
+    found = compared("intro", "original")
     assert found.video1.featureless_frames == list(range(10))
-    assert "video 1: 10 of 50 frames are black or featureless, not aligned" in found.notes
+    assert "video 1: 10 of 40 frames are black or featureless, not aligned" in found.notes
     assert found.path[0] == (10, 0)
-    assert [row["second"] for row in found.seconds] == [1, 2, 3, 4]
+    assert [row["second"] for row in found.seconds] == [1, 2, 3]
     assert found.seconds[0]["start_seconds"] == pytest.approx(0, abs=0.05)
 
 
-def test_still_videos_have_no_order(clips, encoder):
-    found = compare(clips / "still.mp4", clips / "still.mp4", encoder)
+def test_still_videos_have_no_order(compared):
+    found = compared("still", "still")
     assert found.verdict == "same content, no motion to judge" and not found.order_judged and found.nonsemantic is None
     assert found.fusion == pytest.approx(1)
     assert "its order cannot be judged" in " ".join(found.notes)
@@ -156,7 +175,7 @@ def test_videos_that_cannot_be_compared(clips, encoder, tmp_path):
         UnsupportedVideo, match=r"one\.mp4: compare needs at least 2 sampled frames, got 1 of 1 \(10 fps\)"
     ):
         compare(clips / "original.mp4", clips / "one.mp4", encoder)
-    with pytest.raises(UnsupportedVideo, match=r"got 1 of 48 \(0\.1 fps\); take more of them"):
+    with pytest.raises(UnsupportedVideo, match=r"got 1 of 36 \(0\.1 fps\); take more of them"):
         compare(clips / "original.mp4", clips / "other.mp4", encoder, fps=0.1)
     with pytest.raises(OpenError, match=r"missing\.mp4"):
         compare(clips / "original.mp4", tmp_path / "missing.mp4", encoder, output_dir=tmp_path / "out")
@@ -205,9 +224,8 @@ def test_folders_without_two_videos(clips, encoder, tmp_path):
         ("sign_again.mkv", "sign_walk.mkv", False),  # another word signed in the same room
         ("flower.mp4", "flower.webm", True),
         ("carphone_qcif.mp4", "carphone_qcif_distorted.mp4", True),
-        ("highway_drive_b.mp4", "roadtrip_vp9_10bit.webm", False),
     ],
 )
 def test_recordings_and_copies(media, encoder, first, second, same):
-    found = compare(media / "videos" / first, media / "videos" / second, encoder)
+    found = compare(media / "videos" / first, media / "videos" / second, encoder, fps=5)
     assert (found.verdict == "same motion") == same, json.dumps(found.scores)

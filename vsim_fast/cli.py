@@ -398,12 +398,14 @@ def _synthetic_study(output_dir: Path, json_: bool) -> None:
     if json_:
         print(study.model_dump_json())
     else:
-        table = _table("hypothesis", "score", "same", "apart", "least margin", "required", "")
+        table = _table("", "score", "same", "apart", "least margin", "required", "")
         for row in study.separations:
             numbers = (f"{x:.3f}" for x in (row.same_median, row.cross_median, row.margin_min))
             claim = ("-", "no claim") if row.required is None else (f"{row.required:g}", "yes" if row.holds else "NO")
-            table.add_row(f"{row.hypothesis} {row.statement}", row.score, *numbers, *claim)
+            table.add_row(row.hypothesis, row.score, *numbers, *claim)
         _console().print(table)
+        for hypothesis, statement in {row.hypothesis: row.statement for row in study.separations}.items():
+            print(f"{hypothesis}: {statement}")
         print(f"{study.seeds} trials, noise {study.noise:g} -> {output_dir} (trajectories.png, motion_study.json)")
     for failure in study.failures():
         print(f"error: {failure}", file=sys.stderr)

@@ -180,9 +180,7 @@ def read_clip(
     timings = timings or Timings()
     sampling = _sampling(settings)
     with timings.stage("probe"):
-        info = probe(path)
-        planned = len(plan(info, sampling))
-    _require_two(info, planned, sampling)
+        info, planned = _planned(path, sampling)
     rows: dict[str, list[Tensor]] = {"embeddings": [], "centroids": [], "descriptors": []}
     pts, featureless, thumbnails = [], [], []
     step = -(-planned // THUMBNAILS)
@@ -316,6 +314,9 @@ def compare(
     started = time.perf_counter() if started is None else started
     timings = timings or Timings()
     settings = compare_settings(fps, sample_rate, max_frames, alpha, threshold)
+    with timings.stage("probe"):
+        for path in (video1, video2):  # a bad second video is told before the first is read
+            _planned(path, _sampling(settings))
     encoder = _loaded(encoder, device, precision, image_size, offline, timings)
     clips = [
         read_clip(path, encoder, settings, decoder=decoder, progress=progress, timings=timings)
@@ -481,6 +482,14 @@ def _loaded(
         return encoder
     with timings.stage("load_encoder"):
         return load_encoder(encoder, device=device, precision=precision, image_size=image_size, offline=offline)
+
+
+def _planned(path: str | Path, sampling: Sampling) -> tuple[VideoInfo, int]:
+    """The video, and how many frames will be taken of it."""
+    info = probe(path)
+    count = len(plan(info, sampling))
+    _require_two(info, count, sampling)
+    return info, count
 
 
 def _require_two(info: VideoInfo, frames: int, sampling: Sampling) -> None:
