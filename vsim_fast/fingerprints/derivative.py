@@ -42,7 +42,8 @@ class DerivativeFingerprint:
     std_magnitude: float | None = None
     """Unbiased; 0 for a single difference."""
     mean_direction: Tensor | None = None
-    """float32 [D], mean of d / |d|. Playing the video backwards negates it and reverses the magnitudes."""
+    """float32 [D], mean of d / |d|. Playing the video backwards reverses the magnitudes and, where the order is odd,
+    negates this."""
     direction_variance: float | None = None
     """Unbiased variance of d / |d| over time, mean over D; 0 for a single difference."""
     mean_direction_change: float | None = None
@@ -136,8 +137,9 @@ class TemporalDerivativeFingerprint:
 
         Mended, without a metric: (1 + c) / 2 in [0, 1], c the mean of three cosines: of the mean directions, and of the
         profiles of 4 and of 8 parts. 1: the same changes in the same order, at any constant tempo; 0.5: changes that
-        have nothing to do with one another; 0: opposite changes. A video and its reverse stay below 0.5 unless it goes
-        back and forth. Without directions: 1 minus the largest difference of any number of the vectors.
+        have nothing to do with one another; 0: opposite changes. To its reverse a video is below 0.5 unless it goes
+        back and forth, or the order is even: accelerations stay what they are. Without directions: 1 minus the largest
+        difference of any number of the vectors.
 
         metric: "cosine" or "euclidean" of the vectors, mapped to [0, 1]; with compat unmapped, and cosine the default.
         """

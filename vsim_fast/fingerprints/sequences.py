@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -48,19 +47,18 @@ def equal_parts(x: Tensor, parts: int) -> Tensor:
 
     The same motion played faster or sampled more densely has the same parts.
     """
-    return _part_weights(len(x), parts).to(x) @ x
+    if len(x) < parts:
+        return _between(x, torch.linspace(0, len(x) - 1, parts, dtype=torch.float64))
+    total = torch.cat((x.new_zeros(1, x.shape[1]), x.cumsum(0, dtype=torch.float64)))  # [T + 1, D], at frame boundaries
+    edges = torch.linspace(0, len(x), parts + 1, dtype=torch.float64)
+    return (_between(total, edges).diff(dim=0) * (parts / len(x))).to(x.dtype)
 
 
-@lru_cache(maxsize=64)
-def _part_weights(frames: int, parts: int) -> Tensor:
-    """float64 [parts, T], rows sum to 1."""
-    frame = torch.arange(frames, dtype=torch.float64)
-    if frames < parts:
-        at = torch.linspace(0, frames - 1, parts, dtype=torch.float64)[:, None]
-        return (1 - (at - frame).abs()).clamp_min(0)
-    edges = torch.linspace(0, frames, parts + 1, dtype=torch.float64)[:, None]
-    covered = (torch.minimum(edges[1:], frame + 1) - torch.maximum(edges[:-1], frame)).clamp_min(0)
-    return covered * (parts / frames)
+def _between(x: Tensor, at: Tensor) -> Tensor:
+    """[N, D] rows of x at fractional places, [N] in 0..len(x) - 1, interpolated linearly."""
+    before = at.long()
+    after = (before + 1).clamp_max(len(x) - 1)
+    return torch.lerp(x[before], x[after], (at - before)[:, None].to(x))
 
 
 def jitter(path: Tensor) -> float:

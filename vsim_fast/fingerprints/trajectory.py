@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vsim_fast.fingerprints.sequences import Metric, as_sequence, equal_parts, jitter, vector_similarity
@@ -134,8 +133,8 @@ class TrajectoryFingerprint:
 
     def _smooth(self, points: Tensor) -> Tensor:
         half = self.smoothing_window // 2
-        padded = F.pad(points.T, (half, half), mode="replicate")  # [2, T + 2·half]
-        return padded.unfold(1, self.smoothing_window, 1).mean(-1).T[: len(points)]
+        padded = torch.cat((points[:1].expand(half, 2), points, points[-1:].expand(half, 2)))
+        return padded.unfold(0, self.smoothing_window, 1).mean(-1)[: len(points)]
 
     def _mended(self, smooth: Tensor, noise: float) -> MotionFingerprint:
         path = equal_parts(smooth, PARTS)

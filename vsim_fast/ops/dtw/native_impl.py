@@ -8,9 +8,6 @@ from torch import Tensor
 from vsim_fast import _C
 from vsim_fast.ops.dtw._series import Costs, Options, Series
 
-CELLS_PER_CALL = 2e10
-"""About a second of work: between calls an interrupt gets through."""
-
 
 def dtw(x: Series | Costs, y: Series | None, options: Options, *, threads: int | None = None, simd: str = "") -> Tensor:
     """As reference.dtw. `threads`: None: torch's, 0: all. `simd`: "" takes the fastest here."""
