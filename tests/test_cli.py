@@ -144,7 +144,7 @@ def compare_options(out):
 def test_compare_takes_videos_as_arguments_or_in_the_original_spelling(capsys, clip, tmp_path):
     options = compare_options(tmp_path / "out")
     code, stdout, _ = run(capsys, "compare", clip, clip, *options)
-    assert code == 0 and "same motion (fusion 1.00 >= 0.5)" in stdout
+    assert code == 0 and "same motion (fusion 1.00 >= 0.65)" in stdout
     assert re.search(
         r"32 and 32 frames .* decoder pyav, device cpu, float32, encoder builtin", " ".join(stdout.split())
     )

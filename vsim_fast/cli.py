@@ -165,7 +165,7 @@ def compare(
         float | None, typer.Option(help="Weight of the semantic score in the fusion, 0 to 1.", show_default="0.3")
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Fusion from which it is the same motion.", show_default="0.5")
+        float | None, typer.Option(help="Fusion from which it is the same motion.", show_default="0.65")
     ] = None,
     offline: Offline = False,
     json_: Json = False,

@@ -39,7 +39,7 @@ SCALES = (1, 5, 15)
 """Frames between the two ends of a derivative, for `multiscale_derivative`."""
 ALPHA = 0.3
 """Weight of the semantic score in the fusion."""
-MOTION_THRESHOLD = 0.5
+MOTION_THRESHOLD = 0.65
 """Fusion from which two videos show the same motion."""
 CONTENT_THRESHOLD = 0.6
 """Semantic score from which two videos show the same content."""
