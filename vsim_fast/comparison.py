@@ -23,8 +23,11 @@ from vsim_fast.encode import load_encoder
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import CorruptVideo, DecodeError, UnsupportedVideo, UsageError
 from vsim_fast.fingerprints import (
+    DerivativeFingerprint,
     DTWTrajectoryMatcher,
+    MotionFingerprint,
     MultiScaleDerivativeFingerprint,
+    MultiScaleFingerprint,
     TemporalDerivativeFingerprint,
     TrajectoryFingerprint,
 )
@@ -35,8 +38,9 @@ from vsim_fast.report import Second, write_alignment
 from vsim_fast.store import OutputFolder, output_errors
 from vsim_fast.video import DecodeReport, Sampling, open_video, plan, probe
 
-SCALES = (1, 5, 15)
-"""Frames between the two ends of a derivative, for `multiscale_derivative`."""
+DERIVATIVE = TemporalDerivativeFingerprint()
+MULTISCALE = MultiScaleDerivativeFingerprint(window_sizes=(1, 5, 15))
+TRAJECTORY, COURSE = TrajectoryFingerprint(), DTWTrajectoryMatcher()
 ALPHA = 0.3
 """Weight of the semantic score in the fusion."""
 MOTION_THRESHOLD = 0.65
@@ -58,7 +62,7 @@ class Progress(Protocol):
     """Told what is going on."""
 
     def advance(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` frames of the video called `stage`."""
+        """`done` of `total` frames of the video that `stage` names."""
 
 
 class Video(BaseModel):
@@ -144,9 +148,12 @@ class Clip:
     descriptors: Tensor
     """float32 [T, D'], see `frame_descriptors`, on the encoder's device."""
     motion: Motion
+    derivative: DerivativeFingerprint
+    multiscale: MultiScaleFingerprint
+    trajectory: MotionFingerprint
     featureless: list[int]
     thumbnails: list[np.ndarray]
-    """uint8 [h, w, 3] of every `thumbnail_step`-th frame."""
+    """uint8 [h, w, 3] of every `thumbnail_step`-th frame, or none."""
     thumbnail_step: int
 
     @property
@@ -169,6 +176,8 @@ def read_clip(
     settings: dict[str, Any],
     *,
     decoder: Literal["auto", "pyav", "nvdec"] = "auto",
+    with_thumbnails: bool = False,
+    label: str = "frames",
     progress: Progress | None = None,
     timings: Timings | None = None,
 ) -> Clip:
@@ -184,30 +193,33 @@ def read_clip(
     rows: dict[str, list[Tensor]] = {"embeddings": [], "centroids": [], "descriptors": []}
     pts, featureless, thumbnails = [], [], []
     step = -(-planned // THUMBNAILS)
-    with open_video(path, sampling, decoder=decoder, device=encoder.device, batch_size=encoder.batch_size) as reader:
-        with closing(encode_video(reader, encoder, timings)) as batches:
-            for batch in batches:
-                features, first = batch.features, len(pts)
-                with timings.stage("descriptors"), torch.inference_mode():
-                    rows["embeddings"].append(F.normalize(frame_embeddings(features), dim=1).cpu())
-                    rows["centroids"].append(frame_centroids(features).cpu())
-                    rows["descriptors"].append(frame_descriptors(features))
-                    for row in range(-first % step, len(features.pts_seconds), step):
-                        thumbnails.append(_thumbnail(batch.pixels[row], encoder, info))
-                pts += features.pts_seconds.tolist()
-                featureless += [first + i for i, flag in enumerate(batch.featureless.tolist()) if flag]
-                if progress:
-                    progress.advance(Path(info.path).name, len(pts), planned)
-        report = reader.report
+    source = dict(decoder=decoder, device=encoder.device, batch_size=encoder.batch_size)
+    with open_video(path, sampling, **source) as reader, closing(encode_video(reader, encoder, timings)) as batches:
+        for batch in batches:
+            features, first = batch.features, len(pts)
+            with timings.stage("descriptors"), torch.inference_mode():
+                rows["embeddings"].append(F.normalize(frame_embeddings(features), dim=1).cpu())
+                rows["centroids"].append(frame_centroids(features).cpu())
+                rows["descriptors"].append(frame_descriptors(features))
+                for row in range(-first % step, len(features.pts_seconds) if with_thumbnails else 0, step):
+                    thumbnails.append(_thumbnail(batch.pixels[row], encoder, info))
+            pts += features.pts_seconds.tolist()
+            featureless += [first + i for i, flag in enumerate(batch.featureless.tolist()) if flag]
+            if progress:
+                progress.advance(label, len(pts), planned)
     if not pts:
         raise CorruptVideo(info.path, f"none of the {planned} planned frames decodes")
     _require_two(info, len(pts), sampling)
     tensors = {name: torch.cat(parts) for name, parts in rows.items()}
     with timings.stage("align"):
         moved = motion(tensors["descriptors"][_shown(len(pts), featureless)])
+    with timings.stage("scores"):
+        derivative, multiscale = (kind.compute(tensors["embeddings"]) for kind in (DERIVATIVE, MULTISCALE))
+        trajectory = TRAJECTORY.compute(tensors["centroids"])
     return Clip(
-        info, report, pts, **tensors, motion=moved, featureless=featureless, thumbnails=thumbnails, thumbnail_step=step
-    )
+        info, reader.report, pts, **tensors, motion=moved, derivative=derivative, multiscale=multiscale,
+        trajectory=trajectory, featureless=featureless, thumbnails=thumbnails, thumbnail_step=step,
+    )  # fmt: skip
 
 
 def scores(a: Clip, b: Clip, alignment: Alignment) -> dict[str, float]:
@@ -218,14 +230,12 @@ def scores(a: Clip, b: Clip, alignment: Alignment) -> dict[str, float]:
         attention takes.  semantic_baseline: cosine of the mean embeddings, blind to order.  order, match: see
         `Alignment`.
     """
-    derivative, multiscale = TemporalDerivativeFingerprint(), MultiScaleDerivativeFingerprint(window_sizes=list(SCALES))
-    trajectory, course = TrajectoryFingerprint(), DTWTrajectoryMatcher()
     means = [clip.embeddings.mean(0) for clip in (a, b)]
     return {
-        "temporal_derivative": derivative.compare(*(derivative.compute(clip.embeddings) for clip in (a, b))),
-        "multiscale_derivative": multiscale.compare(*(multiscale.compute(clip.embeddings) for clip in (a, b))),
-        "trajectory_stats": trajectory.compare(*(trajectory.compute(clip.centroids) for clip in (a, b))),
-        "trajectory_dtw": course.compare(a.centroids, b.centroids),
+        "temporal_derivative": DERIVATIVE.compare(a.derivative, b.derivative),
+        "multiscale_derivative": MULTISCALE.compare(a.multiscale, b.multiscale),
+        "trajectory_stats": TRAJECTORY.compare(a.trajectory, b.trajectory),
+        "trajectory_dtw": COURSE.compare(a.centroids, b.centroids),
         "semantic_baseline": float(F.cosine_similarity(*means, dim=0)),
         "order": alignment.order,
         "match": alignment.match,
@@ -318,9 +328,10 @@ def compare(
         for path in (video1, video2):  # a bad second video is told before the first is read
             _planned(path, _sampling(settings))
     encoder = _loaded(encoder, device, precision, image_size, offline, timings)
+    options: dict[str, Any] = dict(decoder=decoder, with_thumbnails=output_dir is not None, progress=progress)
     clips = [
-        read_clip(path, encoder, settings, decoder=decoder, progress=progress, timings=timings)
-        for path in (video1, video2)
+        read_clip(path, encoder, settings, label=label, timings=timings, **options)
+        for path, label in ((video1, "video 1"), (video2, "video 2"))
     ]
     comparison, alignment = compare_clips(*clips, encoder, settings, timings)
     if output_dir is None:
@@ -370,9 +381,12 @@ def compare_folder(
         raise UsageError(f"video_dir must hold at least 2 files *.mp4 or *.avi, got {printable(folder)!r}: {what}")
     encoder = _loaded(encoder, device, precision, image_size, offline, timings)
     clips, failed = [], []
-    for path in paths:
+    for n, path in enumerate(paths, 1):
+        label = f"video {n} of {len(paths)}"
         try:
-            clips.append(read_clip(path, encoder, settings, decoder=decoder, progress=progress, timings=timings))
+            clips.append(
+                read_clip(path, encoder, settings, decoder=decoder, label=label, progress=progress, timings=timings)
+            )
         except DecodeError as error:
             failed.append(Failure(path=printable(path), error=str(error)))
     if len(clips) < 2:
@@ -521,7 +535,11 @@ def _described(clip: Clip) -> Video:
 
 
 def _notes(a: Clip, b: Clip, encoder: Encoder) -> list[str]:
-    notes = [f"{encoder.spec}: random weights; the numbers mean nothing"] if encoder.random_weights else []
+    notes = []
+    if encoder.random_weights:
+        notes.append(f"{encoder.spec}: random weights; the numbers mean nothing")
+    elif encoder.spec != "builtin":
+        notes.append(f"{encoder.spec}: the thresholds were chosen with builtin, they may not fit")
     for name, clip in (("video 1", a), ("video 2", b)):
         notes += [f"{name}: {note}" for note in clip.info.notes]
         if clip.report.lost:
