@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vsim_fast.alignment import align, frame_descriptors, motion
+from vsim_fast.alignment import align, frame_descriptors, motion, thumbnail_descriptors
 from vsim_fast.records import FrameFeatures
 
 
@@ -73,3 +73,13 @@ def test_descriptors_hold_the_token_of_the_frame_and_of_its_quarters(with_cls):
     share = 0.5 if with_cls else 1.0
     assert quarters[0, 0] ** 2 == pytest.approx(share / 2) and quarters[1, 3] ** 2 == pytest.approx(share / 2)
     assert found.shape == (2, 25 if with_cls else 20) and found[0].norm() == pytest.approx(1) and not found[1].any()
+
+
+def test_small_pictures_forget_brightness_and_noise():
+    picture = torch.rand(1, 3, 14, 14).repeat_interleave(8, 2).repeat_interleave(8, 3)  # [1, 3, 112, 112]
+    pictures = picture.repeat(30, 1, 1, 1) + 0.2 * torch.randn(30, 3, 112, 112) + torch.rand(30, 3, 1, 1)
+    found = thumbnail_descriptors(pictures)
+    assert found.shape == (30, 768) and motion(found).steady < 0.02
+    assert not thumbnail_descriptors(torch.full((1, 3, 56, 56), 0.5)).any()
+    moving = torch.stack([picture[0].roll(2 * n, 2) for n in range(30)])
+    assert motion(thumbnail_descriptors(moving)).steady > 0.2

@@ -14,6 +14,8 @@ from vsim_fast.records import FrameFeatures
 
 QUARTERS = 2
 """Patch tokens are averaged over QUARTERS × QUARTERS parts of the frame: places are kept, small shifts forgiven."""
+THUMBNAIL = 16
+"""Pixels a side of the pictures that motion is measured on: noise averages out, things that move remain."""
 COST_FLOOR = 1e-3
 """Costs below this are rounding; unrelated frames cost about 1."""
 
@@ -61,6 +63,18 @@ def frame_descriptors(features: FrameFeatures) -> Tensor:
     return torch.cat([F.normalize(part, dim=1) for part in parts], 1) / len(parts) ** 0.5
 
 
+def thumbnail_descriptors(pixels: Tensor) -> Tensor:
+    """Small pictures less their mean brightness, so that motion means the same whatever the encoder.
+
+    Args:
+        pixels: [T, 3, H, W], in any linear scale.
+    Returns:
+        float32 [T, 768], of length 1 (a frame of one colour: zero), on the device of the pixels.
+    """
+    small = F.adaptive_avg_pool2d(pixels.float(), THUMBNAIL).flatten(2)
+    return F.normalize((small - small.mean(2, keepdim=True)).flatten(1), dim=1)
+
+
 def changes(descriptors: Tensor) -> Tensor:
     """What changes: descriptors [T, D] less their mean over time, scaled to a mean square length of 1; else zeros."""
     centred = descriptors - descriptors.mean(0)
@@ -102,7 +116,7 @@ def motion(x: Tensor) -> Motion:
     """The motion of one video.
 
     Args:
-        x: descriptors [T, D] of length 1, so that both numbers lie in 0..1, or near it.
+        x: [T, D] of length 1, so that both numbers lie in 0..1, or near it; see `thumbnail_descriptors`.
     """
     centred = x - x.mean(0)
     variance = centred.square().sum(1).mean()

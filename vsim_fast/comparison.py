@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from vsim_fast import __version__
-from vsim_fast.alignment import Alignment, Motion, align, frame_descriptors, motion
+from vsim_fast.alignment import Alignment, Motion, align, frame_descriptors, motion, thumbnail_descriptors
 from vsim_fast.encode import load_encoder
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import CorruptVideo, DecodeError, UnsupportedVideo, UsageError
@@ -47,8 +47,8 @@ MOTION_THRESHOLD = 0.65
 """Fusion from which two videos show the same motion."""
 CONTENT_THRESHOLD = 0.6
 """Semantic score from which two videos show the same content."""
-STILL = 0.08
-"""Motion under which a video has no order to compare: compression noise stays below 0.05, slow motion above 0.13."""
+STILL = 0.02
+"""Motion under which a video has no order to compare: compression noise stays below 0.013, slow motion above 0.035."""
 CLEAR_ORDER = 0.35
 """Distance of `order` from 0.5 that noise does not reach; where motion is not steady, order must speak for itself."""
 THUMBNAILS, THUMBNAIL_HEIGHT = 512, 72
@@ -191,6 +191,7 @@ def read_clip(
     with timings.stage("probe"):
         info, planned = _planned(path, sampling)
     rows: dict[str, list[Tensor]] = {"embeddings": [], "centroids": [], "descriptors": []}
+    pictures: list[Tensor] = []
     pts, featureless, thumbnails = [], [], []
     step = -(-planned // THUMBNAILS)
     source = dict(decoder=decoder, device=encoder.device, batch_size=encoder.batch_size)
@@ -201,6 +202,7 @@ def read_clip(
                 rows["embeddings"].append(F.normalize(frame_embeddings(features), dim=1).cpu())
                 rows["centroids"].append(frame_centroids(features).cpu())
                 rows["descriptors"].append(frame_descriptors(features))
+                pictures.append(thumbnail_descriptors(batch.pixels))
                 for row in range(-first % step, len(features.pts_seconds) if with_thumbnails else 0, step):
                     thumbnails.append(_thumbnail(batch.pixels[row], encoder, info))
             pts += features.pts_seconds.tolist()
@@ -212,7 +214,7 @@ def read_clip(
     _require_two(info, len(pts), sampling)
     tensors = {name: torch.cat(parts) for name, parts in rows.items()}
     with timings.stage("align"):
-        moved = motion(tensors["descriptors"][_shown(len(pts), featureless)])
+        moved = motion(torch.cat(pictures)[_shown(len(pts), featureless)])
     with timings.stage("scores"):
         derivative, multiscale = (kind.compute(tensors["embeddings"]) for kind in (DERIVATIVE, MULTISCALE))
         trajectory = TRAJECTORY.compute(tensors["centroids"])
