@@ -15,6 +15,11 @@ namespace {
 
 constexpr unsigned kAll = 0xffffffffu;
 constexpr int kRebase = 64;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kFramesBlocks = kDtwBlocksPerSm - 1, kCostsBlocks = 3;  // one less, or registers spill
+#else
+constexpr int kFramesBlocks = kDtwBlocksPerSm, kCostsBlocks = 4;
+#endif
 
 __device__ float infinity() { return __int_as_float(0x7f800000); }
 
@@ -61,20 +66,15 @@ __device__ int64_t take(const DtwCudaArgs& a, int lane) {
 }
 
 struct Sequence {
-  const float* frames;  // null: costs are given
+  const float* frames;
   int length;
-  int64_t place;
 };
 
-__device__ Sequence sequence_x(const DtwCudaArgs& a, int64_t k, int64_t D) {
-  const int64_t all = a.x_count + a.y_count;
-  return {a.x + a.tables[k] * D, static_cast<int>(a.tables[all + k]), a.tables[2 * all + k]};
+__device__ Sequence sequence(const DtwCudaArgs& a, const float* frames, int64_t at, int64_t D) {
+  return {frames + a.tables[at] * D, static_cast<int>(a.tables[a.x_count + a.y_count + at])};
 }
 
-__device__ Sequence sequence_y(const DtwCudaArgs& a, int64_t k, int64_t D) {
-  const int64_t all = a.x_count + a.y_count, at = a.x_count + k;
-  return {a.y + a.tables[at] * D, static_cast<int>(a.tables[all + at]), a.tables[2 * all + at]};
-}
+__device__ int64_t place(const DtwCudaArgs& a, int64_t at) { return a.tables[2 * (a.x_count + a.y_count) + at]; }
 
 // Which of two equally long sequences gives the rows: the one that is smaller where they first differ.
 __device__ bool precedes(const float* y, const float* x, int64_t size, int lane) {
@@ -102,6 +102,7 @@ struct Strip {
   int64_t border;                         // where this worker's begins
 
   __device__ int width() const { return last - first + 1; }
+  __device__ bool edges(const DtwOptions& o) const { return !opening || !closing || o.open_end; }
 };
 
 __device__ bool least_of(const Swept& a, const Swept& b) {
@@ -227,20 +228,16 @@ struct Wave {
 
   __device__ int steps(const Strip& s) const { return s.width() + (s.closing ? (s.rows - 1) / R : 31); }
 
-  template <class Rows>
+  template <bool Edges, class Rows>
   __device__ void run(const DtwCudaArgs& a, const DtwOptions& o, const Strip& s, const Rows& rows, int k, int stop) {
-    const bool edges = !s.opening || !s.closing || o.open_end;
+    constexpr int U = Edges ? 2 : Rows::kUnroll;
     while (k < stop) {
       const int shift = (k / kRebase + 1) * kRebase, until = stop < shift ? stop : shift;
       const int inner = until < s.width() ? until : s.width();  // past the 32nd column every lane has begun
-      constexpr int U = Rows::kUnroll;
-      if (k >= 32 && edges) {
-        for (; k + 2 <= inner; k += 2) columns<2, true, true>(a, o, s, rows, k);
-      } else if (k >= 32) {
-        for (; k + U <= inner; k += U) columns<U, true, false>(a, o, s, rows, k);
-      }
+      if (k >= 32)
+        for (; k + U <= inner; k += U) columns<U, true, Edges>(a, o, s, rows, k);
       const int outer = k < 32 && until > 32 ? 32 : until;
-      for (; k < outer; ++k) columns<1, false, true>(a, o, s, rows, k);
+      for (; k < outer; ++k) columns<1, false, Edges>(a, o, s, rows, k);
       if (k % kRebase == 0) rebase(o, s);
     }
   }
@@ -284,14 +281,15 @@ __device__ void set_columns(Strip& s, int first, int last) {
 
 __device__ void write(const DtwCudaArgs& a, const DtwOptions& o, int64_t q, Swept found) {
   const Pair p = pair_at(a, q);  // again: cheaper than to keep it in registers
-  const Sequence x = sequence_x(a, p.i, o.D), y = sequence_y(a, p.j, o.D);
-  const float distance = static_cast<float>(dtw_distance(o, found.total, found.cells, x.length, y.length));
+  const int n = sequence(a, a.x, p.i, o.D).length, m = sequence(a, a.y, a.x_count + p.j, o.D).length;
+  const float distance = static_cast<float>(dtw_distance(o, found.total, found.cells, n, m));
+  const int64_t i = place(a, p.i), j = place(a, a.x_count + p.j);
   if (a.pairs == DtwPairs::aligned) {
-    a.out[x.place] = distance;
+    a.out[i] = distance;
     return;
   }
-  a.out[x.place * a.y_count + y.place] = distance;
-  if (a.pairs == DtwPairs::triangle) a.out[y.place * a.y_count + x.place] = distance;
+  a.out[i * a.y_count + j] = distance;
+  if (a.pairs == DtwPairs::triangle) a.out[j * a.y_count + i] = distance;
 }
 
 // Rows of up to 4 dimensions in registers; the frames of y come through L1.
@@ -361,7 +359,11 @@ __device__ Swept sweep(const DtwCudaArgs& a, const DtwOptions& o, const float* x
     set_columns(s, first > 0 ? first : 0, last < band.m ? last : band.m - 1);
     const FrameRows<D, Euclidean, R, Banded> rows(x, y, band, s, lane);
     wave.start(a, o, s, lane);
-    wave.run(a, o, s, rows, 0, wave.steps(s));
+    if (s.edges(o)) {
+      wave.template run<true>(a, o, s, rows, 0, wave.steps(s));
+    } else {
+      wave.template run<false>(a, o, s, rows, 0, wave.steps(s));
+    }
   } while (!s.closing);
   return wave.result(a, o, s);
 }
@@ -400,22 +402,21 @@ struct Sides {
 };
 
 __device__ Sides sides(const DtwCudaArgs& a, const DtwOptions& o, int64_t D, Pair pair, int lane) {
-  const Sequence x = sequence_x(a, pair.i, D), y = sequence_y(a, pair.j, D);
+  const Sequence x = sequence(a, a.x, pair.i, D), y = sequence(a, a.y, a.x_count + pair.j, D);
   if (a.costs || o.open_begin || o.open_end) return {x, y};
   const bool turn = x.length == y.length ? precedes(y.frames, x.frames, x.length * D, lane) : y.length < x.length;
   return turn ? Sides{y, x} : Sides{x, y};
 }
 
 template <int D, bool Euclidean, bool Path>
-__global__ void __launch_bounds__(32 * kDtwWarps, kDtwBlocksPerSm) frames_kernel(const __grid_constant__ DtwCudaArgs a,
-    const __grid_constant__ DtwOptions o) {
+__global__ void __launch_bounds__(32 * kDtwWarps, D <= 2 && !Path ? kFramesBlocks : 4)
+    frames_kernel(const __grid_constant__ DtwCudaArgs a, const __grid_constant__ DtwOptions o) {
   constexpr int most = kMost<D, Path>;
   const int lane = threadIdx.x % 32;
   const int64_t worker = static_cast<int64_t>(blockIdx.x) * kDtwWarps + threadIdx.x / 32;
   for (int64_t p = take(a, lane); p < a.count; p = take(a, lane)) {
-    const int64_t stop = p + a.chunk < a.count ? p + a.chunk : a.count;
-    for (int64_t q = p; q < stop; ++q) {
-      const Sides of = sides(a, o, D, pair_at(a, q), lane);
+    for (int c = 0; c < a.chunk && p + c < a.count; ++c) {
+      const Sides of = sides(a, o, D, pair_at(a, p + c), lane);
       const DtwRegion region = dtw_region(o, of.x.length, of.y.length);
       const Band band{of.x.length, of.y.length, static_cast<int>(region.below), static_cast<int>(region.above)};
       const bool banded = band.below < band.n - 1 || band.above < band.m - 1;
@@ -437,7 +438,7 @@ __global__ void __launch_bounds__(32 * kDtwWarps, kDtwBlocksPerSm) frames_kernel
         if (rows == 10) if constexpr (most >= 10) with(Is<10>{}, Is<false>{});
         if (rows == 12) if constexpr (most >= 12) with(Is<12>{}, Is<false>{});
       }
-      if (lane == 0) write(a, o, q, found);
+      if (lane == 0) write(a, o, p + c, found);
     }
   }
 }
@@ -501,18 +502,18 @@ __device__ void compute_costs(Tile& t, const Sequence& x, const Sequence& y, con
   static_assert(kHeight / 8 * (kWidth / 4) == 32 * kDtwWarps, "a thread each");
   const int row = 4 * (threadIdx.x % (kHeight / 8)), column = 4 * (threadIdx.x / (kHeight / 8));
   float square[4][8] = {};
-  for (int64_t d0 = 0; d0 < o.D; d0 += kSlab) {
-    const int d = threadIdx.x % kSlab;
+  const int dim = static_cast<int>(o.D), d = threadIdx.x % kSlab;
+  for (int d0 = 0; d0 < dim; d0 += kSlab) {
     for (int r = threadIdx.x / kSlab; r < kHeight; r += 32 * kDtwWarps / kSlab) {
       const int64_t i = s.row0 + r < x.length ? s.row0 + r : x.length - 1;
-      t.x[d][r] = d0 + d < o.D ? x.frames[i * o.D + d0 + d] : 0;
+      t.x[d][r] = d0 + d < dim ? x.frames[i * dim + d0 + d] : 0;
     }
     for (int c = threadIdx.x / kSlab; c < kWidth; c += 32 * kDtwWarps / kSlab) {
       const int64_t j = j0 + c < s.last ? j0 + c : s.last;
-      t.y[d][c] = d0 + d < o.D ? y.frames[j * o.D + d0 + d] : 0;
+      t.y[d][c] = d0 + d < dim ? y.frames[j * dim + d0 + d] : 0;
     }
     __syncthreads();
-#pragma unroll 4
+#pragma unroll 2
     for (int e = 0; e < kSlab; ++e) {
       const Frame<4> low = load_frame<4>(&t.x[e][row]), high = load_frame<4>(&t.x[e][row + kHeight / 2]);
       const Frame<4> other = load_frame<4>(&t.y[e][column]);
@@ -545,8 +546,8 @@ __device__ void compute_costs(Tile& t, const Sequence& x, const Sequence& y, con
 }
 
 template <bool Path>
-__global__ void __launch_bounds__(32 * kDtwWarps, 4) costs_kernel(const __grid_constant__ DtwCudaArgs a,
-    const __grid_constant__ DtwOptions o) {
+__global__ void __launch_bounds__(32 * kDtwWarps, kCostsBlocks)
+    costs_kernel(const __grid_constant__ DtwCudaArgs a, const __grid_constant__ DtwOptions o) {
   __shared__ Tile tile;
   __shared__ int64_t taken;
   const int lane = threadIdx.x % 32;
@@ -562,7 +563,7 @@ __global__ void __launch_bounds__(32 * kDtwWarps, 4) costs_kernel(const __grid_c
     if (p >= a.count) return;
     const Sides of = sides(a, o, o.D, pair_at(a, p), lane);
     const Sequence x = of.x, y = of.y;
-    const float* costs = a.costs ? a.costs + x.place * a.cost_size : nullptr;
+    const float* costs = a.costs ? a.costs + place(a, p) * a.cost_size : nullptr;
     Wave<kRows, Path> wave;
     Strip s{};
     s.border = blockIdx.x * a.longest;
@@ -586,7 +587,7 @@ __global__ void __launch_bounds__(32 * kDtwWarps, 4) costs_kernel(const __grid_c
           compute_costs(tile, x, y, o, s, s.first + k, slot);
         }
         __syncthreads();
-        if (sweeper) wave.run(a, o, s, CostRows{tile, lane}, k, k + kWidth < steps ? k + kWidth : steps);
+        if (sweeper) wave.template run<true>(a, o, s, CostRows{tile, lane}, k, k + kWidth < steps ? k + kWidth : steps);
         __syncthreads();
       }
     } while (!s.closing);
