@@ -1,12 +1,15 @@
 // The only file that knows Python: checks, releases the GIL, calls the core.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
 #include "derivatives.h"
+#include "dtw_cpu.h"
 #include "simd.h"
 
 namespace py = pybind11;
@@ -55,6 +58,114 @@ void derivatives(const Array<float>& x, const Array<int64_t>& windows, const Arr
   const vsim::Simd level = vsim::choose_simd(simd);
   py::gil_scoped_release release;
   vsim::derivatives_cpu(args, level, threads);
+}
+
+vsim::DtwOptions dtw_options(int64_t D, bool euclidean, float scale, bool root, int64_t radius, double fraction, double slope,
+                             bool open_begin, bool open_end, const std::string& normalize) {
+  const auto kind = normalize == "path"     ? vsim::DtwNormalize::path
+                    : normalize == "length" ? vsim::DtwNormalize::length
+                                            : vsim::DtwNormalize::none;
+  return {D, euclidean, scale, root, radius, fraction, slope, open_begin, open_end, kind};
+}
+
+// Sequences within the rows of `values` [rows, D].
+vsim::DtwSeries dtw_series(const char* name, const Array<float>& values, const Array<int64_t>& starts,
+                           const Array<int64_t>& lengths, int64_t D) {
+  if (values.ndim() != 2 || values.shape(1) != D)
+    throw std::invalid_argument(std::string(name) + " must be [rows, " + std::to_string(D) + "]");
+  const int64_t count = lengths.size(), rows = values.shape(0);
+  check_shape("starts", starts, {count});
+  check_shape("lengths", lengths, {count});
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t start = starts.data()[k], length = lengths.data()[k];
+    if (length < 1 || length > rows || start < 0 || start > rows - length)
+      throw std::invalid_argument(std::string(name) + "[" + std::to_string(k) + "] must lie within " + std::to_string(rows) +
+                                  " rows, got " + std::to_string(length) + " from " + std::to_string(start));
+  }
+  return {values.data(), starts.data(), lengths.data(), count};
+}
+
+using Ints = Array<int64_t>;
+using Floats = Array<float>;
+
+void dtw_pairwise(const Floats& x, const Ints& x_starts, const Ints& x_lengths, const std::optional<Floats>& y,
+                  const Ints& y_starts, const Ints& y_lengths, const vsim::DtwOptions& o, Floats& out, int64_t threads,
+                  const std::string& simd) {
+  const auto a = dtw_series("x", x, x_starts, x_lengths, o.D);
+  const auto b = y ? dtw_series("y", *y, y_starts, y_lengths, o.D) : a;
+  check_shape("out", out, {a.count, b.count});
+  const vsim::Simd level = vsim::choose_simd(simd);
+  float* to = out.mutable_data();
+  py::gil_scoped_release release;
+  vsim::dtw_pairwise_cpu(a, y ? &b : nullptr, o, to, level, threads);
+}
+
+void dtw_aligned(const Floats& x, const Ints& x_starts, const Ints& x_lengths, const Floats& y, const Ints& y_starts,
+                 const Ints& y_lengths, const vsim::DtwOptions& o, Floats& out, int64_t threads, const std::string& simd) {
+  const auto a = dtw_series("x", x, x_starts, x_lengths, o.D), b = dtw_series("y", y, y_starts, y_lengths, o.D);
+  if (a.count != b.count) throw std::invalid_argument("x and y must hold as many sequences");
+  check_shape("out", out, {a.count});
+  const vsim::Simd level = vsim::choose_simd(simd);
+  float* to = out.mutable_data();
+  py::gil_scoped_release release;
+  vsim::dtw_aligned_cpu(a, b, o, to, level, threads);
+}
+
+// rows and columns [B] within costs [B, n, m]
+void check_counts(const Floats& costs, const Ints& rows, const Ints& columns) {
+  if (costs.ndim() != 3) throw std::invalid_argument("costs must be [B, n, m]");
+  check_shape("rows", rows, {costs.shape(0)});
+  check_shape("columns", columns, {costs.shape(0)});
+  for (int64_t b = 0; b < costs.shape(0); ++b)
+    if (rows.data()[b] < 1 || rows.data()[b] > costs.shape(1) || columns.data()[b] < 1 || columns.data()[b] > costs.shape(2))
+      throw std::invalid_argument("rows and columns must lie within costs");
+}
+
+void dtw_costs(const Floats& costs, const Ints& rows, const Ints& columns, const vsim::DtwOptions& o, Floats& out,
+               int64_t threads, const std::string& simd) {
+  check_counts(costs, rows, columns);
+  check_shape("out", out, {costs.shape(0)});
+  if (o.normalize == vsim::DtwNormalize::path) throw std::invalid_argument("dtw_costs counts no cells; use dtw_path");
+  const vsim::Simd level = vsim::choose_simd(simd);
+  float* to = out.mutable_data();
+  py::gil_scoped_release release;
+  vsim::dtw_costs_cpu(costs.data(), costs.shape(0), costs.shape(1), costs.shape(2), rows.data(), columns.data(), o, to, level,
+                      threads);
+}
+
+// cells [n + m - 1, 2], last cell first; (how many, distance). Either x [n, D] and y [m, D], or costs [n, m].
+py::tuple dtw_path(const std::optional<Floats>& x, const std::optional<Floats>& y, const std::optional<Floats>& costs,
+                   const vsim::DtwOptions& o, Ints& cells, const std::string& simd) {
+  if (costs ? costs->ndim() != 2 : !x || !y || x->ndim() != 2 || y->ndim() != 2 || x->shape(1) != o.D || y->shape(1) != o.D)
+    throw std::invalid_argument("dtw_path takes x [n, D] and y [m, D], or costs [n, m]");
+  const int64_t n = costs ? costs->shape(0) : x->shape(0), m = costs ? costs->shape(1) : y->shape(0);
+  if (n < 1 || m < 1) throw std::invalid_argument("dtw_path takes at least one frame on either side");
+  check_shape("cells", cells, {n + m - 1, 2});
+  const vsim::Simd level = vsim::choose_simd(simd);
+  int64_t* to = cells.mutable_data();
+  double distance = 0;
+  int64_t count = 0;
+  {
+    py::gil_scoped_release release;
+    count = vsim::dtw_path_cpu(costs ? nullptr : x->data(), n, costs ? nullptr : y->data(), m, costs ? costs->data() : nullptr,
+                               o, to, &distance, level);
+  }
+  return py::make_tuple(count, distance);
+}
+
+void dtw_knn(const Floats& x, const Ints& x_starts, const Ints& x_lengths, const Floats& y, const Ints& y_starts,
+             const Ints& y_lengths, const vsim::DtwOptions& o, Floats& distances, Ints& indices, int64_t threads,
+             const std::string& simd) {
+  const auto a = dtw_series("x", x, x_starts, x_lengths, o.D), b = dtw_series("y", y, y_starts, y_lengths, o.D);
+  const int64_t k = distances.ndim() == 2 ? distances.shape(1) : 0;
+  if (k < 1 || k > b.count) throw std::invalid_argument("distances must be [Q, k] with k in 1.." + std::to_string(b.count));
+  check_shape("distances", distances, {a.count, k});
+  check_shape("indices", indices, {a.count, k});
+  const vsim::Simd level = vsim::choose_simd(simd);
+  float* to = distances.mutable_data();
+  int64_t* which = indices.mutable_data();
+  py::gil_scoped_release release;
+  vsim::dtw_knn_cpu(a, b, k, o, to, which, level, threads);
 }
 
 #ifdef VSIM_CUDA_VERSION
@@ -109,5 +220,22 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info, "Compiler, CUDA version and GPU architectures of this build.");
   m.def("derivatives", &derivatives, "x"_a.noconvert(), "windows"_a.noconvert(), "counts"_a.noconvert(),
         "magnitudes"_a.noconvert(), "changes"_a.noconvert(), "mean"_a.noconvert(), "variance"_a.noconvert(),
+        "threads"_a = 0, "simd"_a = "");
+
+  py::class_<vsim::DtwOptions>(m, "DtwOptions")
+      .def(py::init(&dtw_options), "D"_a, "euclidean"_a, "scale"_a, "root"_a, "radius"_a, "fraction"_a, "slope"_a,
+           "open_begin"_a, "open_end"_a, "normalize"_a);
+  m.def("dtw_pairwise", &dtw_pairwise, "x"_a.noconvert(), "x_starts"_a.noconvert(), "x_lengths"_a.noconvert(),
+        "y"_a.noconvert(), "y_starts"_a.noconvert(), "y_lengths"_a.noconvert(), "options"_a, "out"_a.noconvert(),
+        "threads"_a = 0, "simd"_a = "");
+  m.def("dtw_aligned", &dtw_aligned, "x"_a.noconvert(), "x_starts"_a.noconvert(), "x_lengths"_a.noconvert(),
+        "y"_a.noconvert(), "y_starts"_a.noconvert(), "y_lengths"_a.noconvert(), "options"_a, "out"_a.noconvert(),
+        "threads"_a = 0, "simd"_a = "");
+  m.def("dtw_costs", &dtw_costs, "costs"_a.noconvert(), "rows"_a.noconvert(), "columns"_a.noconvert(), "options"_a,
+        "out"_a.noconvert(), "threads"_a = 0, "simd"_a = "");
+  m.def("dtw_path", &dtw_path, "x"_a.noconvert(), "y"_a.noconvert(), "costs"_a.noconvert(), "options"_a,
+        "cells"_a.noconvert(), "simd"_a = "");
+  m.def("dtw_knn", &dtw_knn, "x"_a.noconvert(), "x_starts"_a.noconvert(), "x_lengths"_a.noconvert(), "y"_a.noconvert(),
+        "y_starts"_a.noconvert(), "y_lengths"_a.noconvert(), "options"_a, "distances"_a.noconvert(), "indices"_a.noconvert(),
         "threads"_a = 0, "simd"_a = "");
 }

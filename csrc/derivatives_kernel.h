@@ -3,37 +3,13 @@
 // visited twice per window, first for the norms, then for the directions, which live in registers only.
 // The variance needs no second pass: mean over d of var_t(u) = (sum_t |u|^2 - |sum_t u|^2 / n) / ((n - 1) D).
 #include "derivatives.h"
+#include "vector.h"
 
 namespace vsim::VSIM_ISA {
 namespace {
 
-constexpr int64_t L = VSIM_LANES;
 constexpr int kRows = 4;  // times per block; their sums fit in registers and their rows in L1
 constexpr int64_t kFlush = 16;  // fp32 additions between fp64 ones: rounding does not pile up over long videos
-
-template <int N>
-struct Lanes {
-  typedef float Type __attribute__((vector_size(4 * N)));
-};
-typedef Lanes<L>::Type Vec;
-typedef int32_t Mask __attribute__((vector_size(4 * VSIM_LANES)));
-typedef float Unaligned __attribute__((vector_size(4 * VSIM_LANES), aligned(4), may_alias));  // a Vec in memory
-
-#define VSIM_INLINE static inline __attribute__((always_inline))
-
-VSIM_INLINE Vec load(const float* p) { return *reinterpret_cast<const Unaligned*>(p); }
-
-template <int N>
-VSIM_INLINE float total(const typename Lanes<N>::Type& v) {  // pairwise, so the error does not grow with the lanes
-  if constexpr (N == 1) {
-    return v[0];
-  } else {
-    typename Lanes<N / 2>::Type low, high;
-    __builtin_memcpy(&low, &v, sizeof low);
-    __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
-    return total<N / 2>(low + high);
-  }
-}
 
 VSIM_INLINE float inverse(float norm) { return 1.0f / (norm < kMinNorm ? kMinNorm : norm); }
 
@@ -55,14 +31,14 @@ VSIM_INLINE void store_moments(const DerivativesArgs& a, int64_t bs, const doubl
 
 // L columns of one difference. The last vector of a row ends at its last column; lanes seen before are masked out.
 template <bool Last>
-VSIM_INLINE Vec difference(const float* p, int64_t ahead, const Mask& fresh) {
+VSIM_INLINE Vec difference(const float* p, int64_t ahead, const Int& fresh) {
   const Vec d = load(p + ahead) - load(p);
-  return Last ? (Vec)((Mask)d & fresh) : d;
+  return Last ? (Vec)((Int)d & fresh) : d;
 }
 
 // Squared norms of R differences.
 template <int R, bool Last>
-VSIM_INLINE void norms_step(const float* x, int64_t ahead, int64_t D, const Mask& fresh, Vec* acc) {
+VSIM_INLINE void norms_step(const float* x, int64_t ahead, int64_t D, const Int& fresh, Vec* acc) {
   for (int r = 0; r < R; ++r) {
     const Vec d = difference<Last>(x + r * D, ahead, fresh);
     acc[r] += d * d;
@@ -71,7 +47,7 @@ VSIM_INLINE void norms_step(const float* x, int64_t ahead, int64_t D, const Mask
 
 // R directions, their sum, and their distances to the ones before them; inv[0] belongs to the row `before`.
 template <int R, bool Last>
-VSIM_INLINE void directions_step(const float* x, const float* before, int64_t ahead, int64_t D, const Mask& fresh,
+VSIM_INLINE void directions_step(const float* x, const float* before, int64_t ahead, int64_t D, const Int& fresh,
                                  const float* inv, Vec* acc, float* sum) {
   Vec last = difference<Last>(before, ahead, fresh) * inv[0], s{};
   for (int r = 0; r < R; ++r) {
@@ -80,7 +56,7 @@ VSIM_INLINE void directions_step(const float* x, const float* before, int64_t ah
     s += u;
     last = u;
   }
-  *reinterpret_cast<Unaligned*>(sum) += s;
+  store(sum, load(sum) + s);
 }
 
 // R consecutive derivatives of one window, from time t on. inverse_before: that of time t - 1, then of the last row.
@@ -90,7 +66,7 @@ VSIM_INLINE void rows(const float* x, int64_t t, int64_t window, int64_t D, floa
   const float* row = x + t * D;
   const float* before = t > 0 ? row - D : row;
   const int64_t ahead = window * D, full = D - D % L, end = D - L;
-  Mask fresh;
+  Int fresh;
   for (int64_t lane = 0; lane < L; ++lane) fresh[lane] = end + lane >= full ? -1 : 0;
   Vec acc[R] = {};
   for (int64_t i = 0; i < full; i += L) norms_step<R, false>(row + i, ahead, D, fresh, acc);

@@ -4,3 +4,4 @@
 #define VSIM_ISA avx2
 #define VSIM_LANES 8
 #include "derivatives_kernel.h"
+#include "dtw_kernel.h"

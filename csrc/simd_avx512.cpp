@@ -4,3 +4,4 @@
 #define VSIM_ISA avx512
 #define VSIM_LANES 16
 #include "derivatives_kernel.h"
+#include "dtw_kernel.h"

@@ -4,3 +4,4 @@
 #define VSIM_ISA portable
 #define VSIM_LANES 4
 #include "derivatives_kernel.h"
+#include "dtw_kernel.h"

@@ -16,7 +16,7 @@ LAYERS = [  # lowest first; names in one set are peers
     {"errors", "processor"},
     {"records", "ops"},
     {"video", "encode", "store"},
-    {"similarity", "pairs", "fingerprints", "copies", "retrieval", "nerv"},
+    {"similarity", "all_pairs", "pairs", "fingerprints", "copies", "retrieval", "nerv"},
     {"pipeline", "report"},
     {"analysis", "batch", "benchmark", "doctor", "models"},
     {"cli"},

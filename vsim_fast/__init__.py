@@ -27,9 +27,12 @@ _EXPORTS = {  # public name -> module that defines it
     "dtw": "ops",
     "dtw_knn": "ops",
     "dtw_pairwise": "ops",
+    "dtw_pairwise_blocks": "ops",
     "dtw_path": "ops",
+    "dtw_matrix": "all_pairs",
     "nv12_to_pixels": "ops",
     "rgb_to_pixels": "ops",
+    "soft_dtw": "ops",
     "analyze": "analysis",
 }
 __all__ = ["__version__", *_EXPORTS]

@@ -5,7 +5,8 @@ Every op is one public function with a plain-torch reference and faster backends
 
 from vsim_fast.ops.cosine import best_match, frame_similarity, intra_frame_similarity, position_similarity
 from vsim_fast.ops.derivatives import Derivatives, derivatives
-from vsim_fast.ops.dtw import Neighbors, WarpingPath, dtw, dtw_knn, dtw_pairwise, dtw_path
+from vsim_fast.ops.dtw import Neighbors, WarpingPath, dtw, dtw_knn, dtw_pairwise, dtw_pairwise_blocks, dtw_path
+from vsim_fast.ops.dtw.soft import soft_dtw
 from vsim_fast.ops.nv12 import nv12_to_pixels, rgb_to_pixels
 
 __all__ = [
@@ -17,10 +18,12 @@ __all__ = [
     "dtw",
     "dtw_knn",
     "dtw_pairwise",
+    "dtw_pairwise_blocks",
     "dtw_path",
     "frame_similarity",
     "intra_frame_similarity",
     "nv12_to_pixels",
     "position_similarity",
     "rgb_to_pixels",
+    "soft_dtw",
 ]

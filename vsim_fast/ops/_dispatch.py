@@ -20,10 +20,10 @@ IMPLS = {  # op -> backend -> module under vsim_fast.ops
         "cpp": "derivatives.native_impl",
         "reference": "derivatives.reference",
     },
-    "dtw": {"reference": "dtw.reference"},
-    "dtw_path": {"reference": "dtw.reference"},
-    "dtw_pairwise": {"reference": "dtw.reference"},
-    "dtw_knn": {"reference": "dtw.reference"},
+    "dtw": {"cpp": "dtw.native_impl", "reference": "dtw.reference"},
+    "dtw_path": {"cpp": "dtw.native_impl", "reference": "dtw.reference"},
+    "dtw_pairwise": {"cpp": "dtw.native_impl", "reference": "dtw.reference"},
+    "dtw_knn": {"cpp": "dtw.native_impl", "reference": "dtw.reference"},
 }
 
 

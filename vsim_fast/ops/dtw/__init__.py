@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vsim_fast.ops._dispatch import choose
-from vsim_fast.ops.dtw._series import Costs, Series, given_costs, is_numpy, parse_options, series, unit_frames
+from vsim_fast.ops.dtw._series import Costs, Options, Series, given_costs, is_numpy, parse_options, series, unit_frames
 
 
 class WarpingPath(NamedTuple):
@@ -57,8 +61,8 @@ def dtw(
             dtaidistance and tslearn, without it with aeon. The root of a sum is not the sum of roots: "euclidean" is
             another distance.
         sakoe_chiba_radius: band around the diagonal, an int in steps or a float as a fraction of the shorter length,
-            rounded up. With i on the shorter sequence, cell (i, j) is inside iff -radius <= j - i <= radius + |Ta - Tb|,
-            so that a path always exists.
+            rounded up. With i on the shorter sequence, cell (i, j) is inside iff
+            -radius <= j - i <= radius + |Ta - Tb|, so that a path always exists.
         itakura_max_slope: s >= 1; a path keeps between slopes 1/s and s of the diagonal from both of its ends. Between
             different lengths a small s may leave no path.
         open_begin, open_end: y may start before, or end after, the part that x is matched to. `subsequence` is both:
@@ -86,8 +90,6 @@ def dtw(
     )  # fmt: skip
     batch = isinstance(x, (list, tuple)) or getattr(x, "ndim", 0) == 3
     a, b = _operands(x, y, cost, lengths_x, lengths_y, batch=batch)
-    if b is not None and len(a) != len(b):
-        raise ValueError(f"x and y must hold as many sequences, got {len(a)} and {len(b)}; see dtw_pairwise")
     device = a.values.device
     a, b = _prepared(a, b, cost, backend)
     out = choose("dtw", device.type, backend)(a, b, options)
@@ -149,31 +151,133 @@ def dtw_pairwise(
         x, y: a list of [T, D] or [T] sequences, padded [N, T, D], or [N, T] for one dimension.
     Returns:
         [N, M]; without y [N, N], computed once per pair, symmetric bit for bit (unless an end is open), its diagonal 0.
-    Memory: the output and O(T) per thread.
+    Memory: the output and O(T) per thread. An interrupt gets through about every second.
     """
-    if cost == "precomputed":
-        raise ValueError("cost='precomputed' needs one matrix per pair: use dtw with x [B, Ta, Tb]")
-    numpy = is_numpy(x, y)
     options = parse_options(
         cost=cost, root=root, sakoe_chiba_radius=sakoe_chiba_radius, itakura_max_slope=itakura_max_slope,
         open_begin=open_begin, open_end=open_end, subsequence=subsequence, normalize=normalize,
     )  # fmt: skip
-    a = series("x", x, lengths_x, batch=True)
-    b = None if y is None else series("y", y, lengths_y, batch=True)
+    problem = _all_pairs(x, y, lengths_x, lengths_y, cost, options, backend)
+    rows, columns = problem.shape
+    if problem.cells <= CELLS_PER_CALL:
+        return _returned(problem.block(slice(0, rows), slice(0, columns)), problem.numpy)
+    out = problem.a.values.new_empty(rows, columns)
+    side = max(16, int(math.sqrt(rows * columns * CELLS_PER_CALL / problem.cells)))
+    for at, over in pair_blocks(rows, columns, side, problem.mirrored):
+        block = problem.block(at, over)
+        out[at, over] = block
+        if problem.mirrored and at != over:
+            out[over, at] = block.mT
+    return _returned(out, problem.numpy)
+
+
+def dtw_pairwise_blocks(
+    x: Any,
+    y: Any = None,
+    *,
+    block: int = 512,
+    skip: int = 0,
+    cost: str = "sqeuclidean",
+    root: bool | None = None,
+    sakoe_chiba_radius: int | float | None = None,
+    itakura_max_slope: float | None = None,
+    open_begin: bool = False,
+    open_end: bool = False,
+    subsequence: bool = False,
+    normalize: str | None = None,
+    lengths_x: Any = None,
+    lengths_y: Any = None,
+    backend: str | None = None,
+) -> Iterator[tuple[slice, slice, Any]]:
+    """As `dtw_pairwise`, a block at a time: for results larger than memory, progress, and going on after a stop.
+
+    Without y only blocks on and above the diagonal are given; the others are their transposes (with an open end: all).
+
+    Args:
+        block: rows and columns of a block, at most.
+        skip: blocks to leave out at the beginning: as many as an earlier run has yielded.
+    Yields:
+        (rows, columns, distances [<= block, <= block]), always in the same order.
+    """
+    options = parse_options(
+        cost=cost, root=root, sakoe_chiba_radius=sakoe_chiba_radius, itakura_max_slope=itakura_max_slope,
+        open_begin=open_begin, open_end=open_end, subsequence=subsequence, normalize=normalize,
+    )  # fmt: skip
+    for key, value, least in (("block", block, 1), ("skip", skip, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{key} must be an integer >= {least}, got {value!r}")
+    problem = _all_pairs(x, y, lengths_x, lengths_y, cost, options, backend)
+
+    def run() -> Iterator[tuple[slice, slice, Any]]:  # so that wrong arguments raise at the call
+        for rows, columns in islice(pair_blocks(*problem.shape, block, problem.mirrored), skip, None):
+            yield rows, columns, _returned(problem.block(rows, columns), problem.numpy)
+
+    return run()
+
+
+def pair_blocks(rows: int, columns: int, side: int, mirrored: bool) -> Iterator[tuple[slice, slice]]:
+    """The blocks of `dtw_pairwise_blocks` in their order; mirrored: on and above the diagonal."""
+    for i in range(0, rows, side):
+        for j in range(i if mirrored else 0, columns, side):
+            yield slice(i, min(i + side, rows)), slice(j, min(j + side, columns))
+
+
+CELLS_PER_CALL = 2e10
+"""About a second of the CPU core, which no interrupt reaches while it works."""
+
+
+@dataclass(frozen=True)
+class _AllPairs:
+    a: Series
+    b: Series | None
+    """None: `a` against itself, each pair once."""
+    zero_diagonal: bool
+    """No y was given."""
+    mirrored: bool
+    """The lower triangle is the upper one, transposed."""
+    options: Options
+    run: Callable[..., Tensor]
+    numpy: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.a), len(self.a if self.b is None else self.b)
+
+    @property
+    def cells(self) -> float:
+        return float(self.a.lengths.sum()) * float((self.a if self.b is None else self.b).lengths.sum())
+
+    def block(self, rows: slice, columns: slice) -> Tensor:
+        a, b = _part(self.a, rows), _part(self.a if self.b is None else self.b, columns)
+        if self.b is None and rows == columns:
+            return self.run(a, None, self.options)
+        out = self.run(a, b, self.options)
+        return out.fill_diagonal_(0) if self.zero_diagonal and rows == columns else out
+
+
+def _part(one: Series, index: slice) -> Series:
+    return Series(one.values, one.starts[index], one.lengths[index])
+
+
+def _all_pairs(
+    x: Any, y: Any, lengths_x: Any, lengths_y: Any, cost: str, options: Options, backend: str | None
+) -> _AllPairs:
+    if cost == "precomputed":
+        raise ValueError("cost='precomputed' needs one matrix per pair: use dtw with x [B, Ta, Tb]")
     if y is None and lengths_y is not None:
         raise ValueError("lengths_y needs y")
-    device = a.values.device
+    numpy = is_numpy(x, y)
+    a = series("x", x, lengths_x, batch=True)
+    b = None if y is None else series("y", y, lengths_y, batch=True)
     if b is not None:
         _check_alike(a, b)
     if cost == "cosine":
-        unit = unit_frames(a, a if b is None else b)
-        if b is None and unit[0].values.shape[1] != a.values.shape[1]:  # zero frames have another form on either side
-            a, b = unit
-            out = choose("dtw_pairwise", device.type, backend)(*_computed(a, b, backend), options)
-            return _returned(out.fill_diagonal_(0), numpy)
-        a, b = unit[0], None if b is None else unit[1]
-    a, b = _computed(a, b, backend)
-    return _returned(choose("dtw_pairwise", device.type, backend)(a, b, options), numpy)
+        left, right = unit_frames(a, a if b is None else b)
+        # Zero frames have another form on either side, so that they are far even from one another.
+        a, b = left, right if b is not None or left.values.shape[1] != a.values.shape[1] else None
+    run = choose("dtw_pairwise", a.values.device.type, backend)
+    mirrored = y is None and not (options.open_begin or options.open_end)
+    return _AllPairs(*_computed(a, b, backend), y is None, mirrored, options, run, numpy)
 
 
 def dtw_knn(
@@ -207,28 +311,30 @@ def dtw_knn(
     )  # fmt: skip
     a, b = series("queries", queries, batch=True), series("candidates", candidates, batch=True)
     _check_alike(a, b, "queries and candidates")
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(b):
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= len(b):
         raise ValueError(f"k must be in 1..{len(b)} (the candidates), got {k!r}")
     device = a.values.device
     a, b = _prepared(a, b, cost, backend)
-    distances, indices = choose("dtw_knn", device.type, backend)(a, b, k, options)
+    distances, indices = choose("dtw_knn", device.type, backend)(a, b, int(k), options)
     return Neighbors(_returned(distances, numpy), indices.numpy() if numpy else indices)
 
 
 def _operands(
     x: Any, y: Any, cost: str, lengths_x: Any, lengths_y: Any, *, batch: bool
 ) -> tuple[Series | Costs, Series | None]:
+    if not batch and (lengths_x is not None or lengths_y is not None):
+        raise ValueError("lengths go with padded [B, ...] arrays; cut a single one instead")
     if cost == "precomputed":
         if y is not None:
             raise ValueError("y must be None with cost='precomputed': x is the cost matrix")
         return given_costs(x, lengths_x, lengths_y, batch=batch), None
     if y is None:
         raise TypeError("y is missing: dtw takes two sequences (dtw_pairwise compares all of one list)")
-    if not batch and (lengths_x is not None or lengths_y is not None):
-        raise ValueError("lengths go with padded [B, T, D] sequences; cut a single one instead")
     if batch != (isinstance(y, (list, tuple)) or getattr(y, "ndim", 0) == 3):
         raise ValueError("x and y must both be one sequence or both a batch")
     a, b = series("x", x, lengths_x, batch=batch), series("y", y, lengths_y, batch=batch)
+    if len(a) != len(b):
+        raise ValueError(f"x and y must hold as many sequences, got {len(a)} and {len(b)}; see dtw_pairwise")
     _check_alike(a, b)
     return a, b
 
@@ -252,7 +358,13 @@ def _computed(a: Any, b: Any, backend: str | None) -> tuple[Any, Any]:
     """Both in one computing dtype: float32, but float64 for a float64 oracle."""
     exact = backend == "reference" and torch.float64 in (a.values.dtype, None if b is None else b.values.dtype)
     dtype = torch.float64 if exact else torch.float32
-    return tuple(None if one is None else replace(one, values=one.values.to(dtype).contiguous()) for one in (a, b))
+
+    def computed(one: Any) -> Any:
+        if one is None or (one.values.dtype == dtype and one.values.is_contiguous()):
+            return one
+        return replace(one, values=one.values.to(dtype).contiguous())
+
+    return computed(a), computed(b)
 
 
 def _returned(value: Tensor, numpy: bool) -> Any:

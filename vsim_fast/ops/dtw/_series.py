@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from vsim_fast.ops._checks import FLOATS, dtype_name
 
 Cost = Literal["sqeuclidean", "euclidean", "cosine", "precomputed"]
 COSTS = ("sqeuclidean", "euclidean", "cosine", "precomputed")
+_FIRST = torch.zeros(1, dtype=torch.int64)
 LARGEST = 1e15
 """Largest magnitude accepted: the square of a difference, added up along any path, stays finite in fp32."""
 
@@ -31,7 +33,7 @@ class Series:
     """int64 [N] on the CPU, rows of each, >= 1."""
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return self.lengths.shape[0]
 
     def padded(self, index: Sequence[int] | slice = slice(None)) -> Tensor:
         """[n, longest, D] of the chosen sequences; the last frame fills up."""
@@ -111,6 +113,8 @@ def parse_options(
         fraction = float(sakoe_chiba_radius)
         if not 0 <= fraction <= 1:
             raise ValueError(f"sakoe_chiba_radius must be in 0..1 as a fraction (int: steps), got {fraction}")
+    if isinstance(itakura_max_slope, bool) or not isinstance(itakura_max_slope, (Real, type(None))):
+        raise TypeError(f"itakura_max_slope must be a number >= 1, got {type(itakura_max_slope).__name__}")
     if itakura_max_slope is not None and not 1 <= itakura_max_slope < math.inf:
         raise ValueError(f"itakura_max_slope must be a number >= 1, got {itakura_max_slope}")
     if itakura_max_slope is not None and sakoe_chiba_radius is not None:
@@ -134,6 +138,7 @@ def to_tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, np.ndarray):
         if value.dtype.kind != "f" or value.dtype.itemsize > 8:
             raise TypeError(f"{name} must be floating-point, got {value.dtype}; convert it first")
+        value = value.astype(value.dtype.newbyteorder("="), copy=False)
         value = torch.from_numpy(
             value if value.flags.writeable and min(value.strides, default=0) >= 0 else value.copy()
         )
@@ -162,44 +167,61 @@ def series(name: str, value: Any, lengths: Any = None, *, batch: bool) -> Series
     if isinstance(value, (list, tuple)):
         if lengths is not None:
             raise ValueError(f"lengths_{name} goes with a padded array; {name} is a list of {len(value)} sequences")
-        items = [to_tensor(f"{name}[{k}]", item) for k, item in enumerate(value)]
-        if not items:
-            return Series(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
-        for k, item in enumerate(items):
-            if item.ndim not in (1, 2) or item.ndim != items[0].ndim:
-                raise ValueError(f"{name}[{k}] must be [T, D] or [T] like the others, got shape {tuple(item.shape)}")
-            if item.ndim == 2 and item.shape[1] != items[0].shape[1]:
-                raise ValueError(f"{name}[{k}] must have D = {items[0].shape[1]} like {name}[0], got {item.shape[1]}")
-            if item.device != items[0].device:
-                raise ValueError(f"{name}[{k}] must be on {items[0].device} like {name}[0], got {item.device}")
-        counts = torch.tensor([len(item) for item in items])
-        rows = torch.cat([item[:, None] if item.ndim == 1 else item for item in items])
-        starts = counts.cumsum(0) - counts
+        found = _listed(name, value)
+    elif batch:
+        found = _padded(name, value, lengths)
     else:
-        padded = to_tensor(name, value)
-        allowed = ("[N, T, D] or [N, T]", (2, 3)) if batch else ("[T, D] or [T]", (1, 2))
-        if padded.ndim not in allowed[1]:
-            raise ValueError(f"{name} must be {allowed[0]}, got shape {tuple(padded.shape)}")
-        padded = padded if batch else padded[None]
-        padded = padded[..., None] if padded.ndim == 2 else padded
-        count, longest = padded.shape[:2]
-        counts = _lengths(f"lengths_{name}", lengths, count, longest)
-        starts = torch.arange(count) * longest
-        rows = padded.reshape(count * longest, padded.shape[2])
-    if rows.shape[1] == 0:
-        raise ValueError(f"{name} must have D >= 1, got shape {tuple(rows.shape)}")
-    if len(counts) and int(counts.min()) < 1:
-        which = f"{name}[{int(counts.argmin())}]" if batch or len(counts) > 1 else name
+        found = _single(name, value)
+    if found.values.shape[1] == 0:
+        raise ValueError(f"{name} must have D >= 1, got shape {tuple(found.values.shape)}")
+    if len(found) and int(found.lengths.min()) < 1:
+        which = f"{name}[{int(found.lengths.argmin())}]" if batch else name
         raise ValueError(f"{which} must have at least one frame, got none")
-    found = Series(rows, starts, counts)
-    _check_finite(name, found, batch or len(found) > 1)
+    _check_finite(name, found, batch)
     return found
+
+
+def _single(name: str, value: Any) -> Series:
+    rows = to_tensor(name, value)
+    if rows.ndim not in (1, 2):
+        raise ValueError(f"{name} must be [T, D] or [T], got shape {tuple(rows.shape)}")
+    rows = rows[:, None] if rows.ndim == 1 else rows
+    return Series(rows, _FIRST, torch.tensor([rows.shape[0]]))
+
+
+def _padded(name: str, value: Any, lengths: Any) -> Series:
+    padded = to_tensor(name, value)
+    if padded.ndim not in (2, 3):
+        raise ValueError(f"{name} must be [N, T, D] or [N, T], got shape {tuple(padded.shape)}")
+    padded = padded[..., None] if padded.ndim == 2 else padded
+    count, longest, dim = padded.shape
+    counts = _lengths(f"lengths_{name}", lengths, count, longest)
+    return Series(padded.reshape(count * longest, dim), torch.arange(count) * longest, counts)
+
+
+def _listed(name: str, values: Sequence[Any]) -> Series:
+    items = [to_tensor(f"{name}[{k}]", item) for k, item in enumerate(values)]
+    if not items:
+        return Series(torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    for k, item in enumerate(items):
+        if item.ndim not in (1, 2) or item.ndim != items[0].ndim:
+            raise ValueError(f"{name}[{k}] must be [T, D] or [T] like the others, got shape {tuple(item.shape)}")
+        if item.ndim == 2 and item.shape[1] != items[0].shape[1]:
+            raise ValueError(f"{name}[{k}] must have D = {items[0].shape[1]} like {name}[0], got {item.shape[1]}")
+        if item.device != items[0].device:
+            raise ValueError(f"{name}[{k}] must be on {items[0].device} like {name}[0], got {item.device}")
+    counts = torch.tensor([item.shape[0] for item in items])
+    rows = torch.cat([item[:, None] if item.ndim == 1 else item for item in items])
+    return Series(rows, counts.cumsum(0) - counts, counts)
 
 
 def _lengths(name: str, value: Any, count: int, longest: int) -> Tensor:
     if value is None:
         return torch.full((count,), longest)
-    lengths = torch.as_tensor(value, device="cpu")
+    try:
+        lengths = torch.as_tensor(value, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be integers [{count}], got {value!r}") from None
     if lengths.numel() and lengths.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name} must be integers, got {dtype_name(lengths.dtype)}")
     if lengths.shape != (count,):
@@ -213,7 +235,7 @@ def _check_finite(name: str, found: Series, many: bool) -> None:
     if not found.values.numel() or not len(found):
         return
     low, high = torch.aminmax(found.values)
-    if max(-float(low), float(high)) <= LARGEST:  # False for NaN
+    if -low.item() <= LARGEST and high.item() <= LARGEST:  # False for NaN
         return
     for k, (start, count) in enumerate(zip(found.starts.tolist(), found.lengths.tolist(), strict=True)):
         rows = found.values[start : start + count].double()

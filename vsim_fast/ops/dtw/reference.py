@@ -74,10 +74,10 @@ def _warp(costs: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor, tupl
         i = torch.arange(max(0, k - m + 1), min(n, k + 1), device=costs.device)
         j = k - i
         before = torch.stack((total[i, j], total[i, j + 1], total[i + 1, j]))
-        least = before.min(0).values
+        least = before.amin(0)  # min(0) starts threads for any size
         length = torch.stack((steps[i, j], steps[i, j + 1], steps[i + 1, j])).masked_fill(before != least, math.inf)
         total[i + 1, j + 1] = least + costs[i, j]
-        steps[i + 1, j + 1] = length.min(0).values + 1
+        steps[i + 1, j + 1] = length.amin(0) + 1
     total, steps = total[1:, 1:], steps[1:, 1:]
     column = m - 1
     if options.open_end:
