@@ -359,9 +359,9 @@ __device__ Swept sweep(const DtwCudaArgs& a, const DtwOptions& o, const float* x
     set_columns(s, first > 0 ? first : 0, last < band.m ? last : band.m - 1);
     const FrameRows<D, Euclidean, R, Banded> rows(x, y, band, s, lane);
     wave.start(a, o, s, lane);
-    if (s.edges(o)) {
+    if (Banded || s.edges(o)) {
       wave.template run<true>(a, o, s, rows, 0, wave.steps(s));
-    } else {
+    } else if constexpr (!Banded) {
       wave.template run<false>(a, o, s, rows, 0, wave.steps(s));
     }
   } while (!s.closing);

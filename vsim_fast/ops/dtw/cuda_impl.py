@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def dtw(x: Series | Costs, y: Series | None, options: Options) -> Tensor:
     rows, columns = (x.rows, x.columns) if y is None else (x.lengths, y.lengths)
     order = (rows * columns).argsort(descending=True, stable=True)  # the longest first: none is left for the end
     starts = (torch.zeros_like(rows),) * 2 if y is None else (x.starts, y.starts)
-    a, b = (torch.stack((first[order], many[order], order)) for first, many in zip(starts, (rows, columns), strict=True))
+    a, b = (torch.stack((first[order], many[order], order)) for first, many in ((starts[0], rows), (starts[1], columns)))
     _run("aligned", x, a, y, b, options, out)
     return out
 
@@ -95,7 +95,7 @@ def _run(
     taken = torch.zeros(1, dtype=torch.int64, device=device)
     with torch.cuda.device(device):
         _C.dtw_cuda(
-            _C.DtwOptions(D=dim, **asdict(options)), pairs=pairs, x=_address(frames[0]), y=_address(frames[1]),
+            _C.DtwOptions(D=dim, **vars(options)), pairs=pairs, x=_address(frames[0]), y=_address(frames[1]),
             tables=_address(tables), x_count=a.shape[1], y_count=b.shape[1],
             costs=_address(x.values if costs else None), cost_size=x.values[0].numel() if costs else 0,
             cost_columns=x.values.shape[2] if costs else 0, count=count, chunk=chunk, next=_address(taken),
