@@ -1,9 +1,9 @@
 // Dynamic time warping on the GPU: one launch for all pairs, whatever their lengths.
 // A warp sweeps a pair in strips of 32 * R rows: lane l holds R rows in registers and is at column k - l in step k, so
 // that one shuffle per step brings the cell over its first row. The last row of a strip waits in global memory, fp64.
-// Totals are fp32, relative to a base that follows the least of them every kRebase steps: sums stay short at any length.
-// How a pair is cut depends on its own lengths alone, and the shorter sequence (of equally long ones, the smaller in the
-// first frame that differs) is always the one of rows: the same bits in any batch, and with x and y exchanged.
+// Totals are fp32, relative to a base that follows the least of them every kRebase steps: sums stay short at any
+// length. How a pair is cut depends on its own lengths alone, and the shorter sequence (of equally long ones, the
+// smaller in the first frame that differs) gives the rows: the same bits in any batch, and with x and y exchanged.
 #include <climits>
 #include <type_traits>
 
@@ -16,9 +16,9 @@ namespace {
 constexpr unsigned kAll = 0xffffffffu;
 constexpr int kRebase = 64;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr int kFramesBlocks = kDtwBlocksPerSm - 1, kCostsBlocks = 3;  // one less, or registers spill
+constexpr int kFramesBlocks = kDtwBlocksPerSm - 1;  // or registers spill
 #else
-constexpr int kFramesBlocks = kDtwBlocksPerSm, kCostsBlocks = 4;
+constexpr int kFramesBlocks = kDtwBlocksPerSm;
 #endif
 
 __device__ float infinity() { return __int_as_float(0x7f800000); }
@@ -304,7 +304,8 @@ struct FrameRows {
   const float* y;
   int lowest, height;  // height: rows of a column that are in the band, less 1
 
-  __device__ FrameRows(const float* rows, const float* columns, const Band& band, const Strip& s, int lane) : y(columns) {
+  __device__ FrameRows(const float* rows, const float* columns, const Band& band, const Strip& s, int lane)
+      : y(columns) {
     const int row0 = s.row0 + lane * R;
     lowest = -row0 - band.above;
     height = band.below + band.above;
@@ -342,7 +343,10 @@ struct FrameRows {
       }
       out += Euclidean ? square_root(square) : square;
     }
-    if constexpr (Banded) return static_cast<unsigned>(r - c.lowest) <= static_cast<unsigned>(height) ? out : infinity();
+    if constexpr (Banded) {
+      const bool inside = static_cast<unsigned>(r - c.lowest) <= static_cast<unsigned>(height);
+      return inside ? out : infinity();
+    }
     return out;
   }
 };
@@ -482,7 +486,8 @@ __device__ void store_costs(Tile& t, int column, int row, const Frame<4>& four) 
   *reinterpret_cast<Frame<4>*>(&t.costs[column][row]) = four;
 }
 
-// Given costs of columns [j0, j0 + kWidth) into slot columns [slot, ...); rows and columns past the end repeat the last.
+// Given costs of columns [j0, j0 + kWidth) into slot columns [slot, ...); rows and columns past the end repeat the last
+// one and are never used.
 __device__ void bring_costs(Tile& t, const float* costs, int64_t pitch, const Strip& s, int n, int j0, int slot) {
   const int c = threadIdx.x % kWidth, j = j0 + c < s.last ? j0 + c : s.last;
   for (int group = threadIdx.x / kWidth; group < kHeight / 4; group += 32 * kDtwWarps / kWidth) {
@@ -546,7 +551,7 @@ __device__ void compute_costs(Tile& t, const Sequence& x, const Sequence& y, con
 }
 
 template <bool Path>
-__global__ void __launch_bounds__(32 * kDtwWarps, kCostsBlocks)
+__global__ void __launch_bounds__(32 * kDtwWarps, 3)
     costs_kernel(const __grid_constant__ DtwCudaArgs a, const __grid_constant__ DtwOptions o) {
   __shared__ Tile tile;
   __shared__ int64_t taken;
@@ -602,8 +607,9 @@ using Kernel = void (*)(const DtwCudaArgs, const DtwOptions);
 
 template <int D>
 Kernel frames_kernel_for(const DtwOptions& o) {
-  if (o.normalize == DtwNormalize::path) return o.euclidean ? frames_kernel<D, true, true> : frames_kernel<D, false, true>;
-  return o.euclidean ? frames_kernel<D, true, false> : frames_kernel<D, false, false>;
+  const bool path = o.normalize == DtwNormalize::path;
+  if (o.euclidean) return path ? frames_kernel<D, true, true> : frames_kernel<D, true, false>;
+  return path ? frames_kernel<D, false, true> : frames_kernel<D, false, false>;
 }
 
 }  // namespace

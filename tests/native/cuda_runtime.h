@@ -173,6 +173,7 @@ template <class... Wanted, class... Given>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* launch, void (*kernel)(Wanted...), Given&&... args) {
   blockDim = launch->blockDim;
   emulation::body = [&] { kernel(args...); };
-  for (blockIdx.x = 0; blockIdx.x < launch->gridDim.x; ++blockIdx.x) emulation::run_block(launch->blockDim.x);
+  // Backwards: where blocks share a queue, the last one does all work, with the largest offsets.
+  for (blockIdx.x = launch->gridDim.x; blockIdx.x-- > 0;) emulation::run_block(launch->blockDim.x);
   return cudaSuccess;
 }

@@ -113,7 +113,7 @@ def dtw_path(
     """The optimal warping path of one pair and its distance. Arguments and errors as in `dtw`.
 
     Of equally cheap paths the shortest is taken, a diagonal step before one in x, that before one in y.
-    Memory: Ta·Tb/4 bytes for the directions ("cpp").
+    Memory: Ta·Tb/4 bytes for the directions ("cpp"). "cuda" computes it on the CPU and brings it back to the device.
     """
     numpy = is_numpy(x, y)
     options = parse_options(
@@ -296,7 +296,7 @@ def dtw_knn(
 
     "cpp" orders the candidates of a query by the larger of two lower bounds (LB_Kim: first and last frames; LB_Keogh:
     distance to the envelope of the query, per dimension), and stops where the bound, or a partial distance, exceeds
-    the k-th best found. A narrow band makes the bounds tight.
+    the k-th best found. A narrow band makes the bounds tight. "cuda" computes all distances, 2**24 at a time, and sorts.
 
     Args:
         queries, candidates: as x and y of `dtw_pairwise`.

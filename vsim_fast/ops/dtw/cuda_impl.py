@@ -17,10 +17,13 @@ BLOCK = 1 << 24  # distances of one block of queries in dtw_knn
 def dtw(x: Series | Costs, y: Series | None, options: Options) -> Tensor:
     """As reference.dtw."""
     out = torch.empty(len(x), dtype=torch.float32, device=x.values.device)
-    rows, columns = (x.rows, x.columns) if y is None else (x.lengths, y.lengths)
-    order = (rows * columns).argsort(descending=True, stable=True)  # the longest first: none is left for the end
-    starts = (torch.zeros_like(rows),) * 2 if y is None else (x.starts, y.starts)
-    a, b = (torch.stack((first[order], many[order], order)) for first, many in ((starts[0], rows), (starts[1], columns)))
+    if y is None:
+        order = _longest_first(x.rows * x.columns)
+        first = torch.zeros_like(order)
+        a, b = _table(first, x.rows, order), _table(first, x.columns, order)
+    else:
+        order = _longest_first(x.lengths * y.lengths)
+        a, b = _table(x.starts, x.lengths, order), _table(y.starts, y.lengths, order)
     _run("aligned", x, a, y, b, options, out)
     return out
 
@@ -40,11 +43,11 @@ def dtw_pairwise(x: Series, y: Series | None, options: Options) -> Tensor:
     if y is None and (options.open_begin or options.open_end):
         return dtw_pairwise(x, x, options).fill_diagonal_(0)  # not symmetric
     out = torch.empty(len(x), len(x if y is None else y), dtype=torch.float32, device=x.values.device)
+    a, b = (_table(one.starts, one.lengths, _longest_first(one.lengths)) for one in (x, x if y is None else y))
     if y is None:
-        out.fill_diagonal_(0)
-        _run("triangle", x, _table(x), x, _table(x), options, out)
+        _run("triangle", x, a, x, b, options, out.fill_diagonal_(0))
     else:
-        _run("rectangle", x, _table(x), y, _table(y), options, out)
+        _run("rectangle", x, a, y, b, options, out)
     return out
 
 
@@ -64,15 +67,17 @@ def dtw_knn(queries: Series, candidates: Series, k: int, options: Options) -> tu
     return torch.cat(distances), torch.cat(indices)
 
 
-def _table(series: Series) -> Tensor:
-    """int64 [3, N]: first row, rows and number of each sequence, longest first."""
-    order = series.lengths.argsort(descending=True, stable=True)
-    return torch.stack((series.starts[order], series.lengths[order], order))
+def _longest_first(size: Tensor) -> Tensor:
+    """The order of work: nothing long is left for the end."""
+    return size.argsort(descending=True, stable=True)
 
 
-def _run(
-    pairs: str, x: Series | Costs, a: Tensor, y: Series | None, b: Tensor, options: Options, out: Tensor
-) -> None:
+def _table(starts: Tensor, lengths: Tensor, order: Tensor) -> Tensor:
+    """int64 [3, N]: first row, rows and number of each sequence in the order of work."""
+    return torch.stack((starts[order], lengths[order], order))
+
+
+def _run(pairs: str, x: Series | Costs, a: Tensor, y: Series | None, b: Tensor, options: Options, out: Tensor) -> None:
     """`pairs` of the sequences in tables a and b into `out`: "aligned" [B], "rectangle" [N, M] or "triangle" [N, N]."""
     count = {"aligned": len(x), "rectangle": out.numel(), "triangle": len(x) * (len(x) - 1) // 2}[pairs]
     if count == 0:
