@@ -17,7 +17,7 @@ LAYERS = [  # lowest first; names in one set are peers
     {"records", "ops"},
     {"video", "encode", "store"},
     {"similarity", "all_pairs", "pairs", "fingerprints", "copies", "retrieval", "nerv"},
-    {"pipeline", "report"},
+    {"pipeline", "report", "motion_study"},
     {"analysis", "batch", "benchmark", "doctor", "models"},
     {"cli"},
 ]

@@ -33,6 +33,11 @@ _EXPORTS = {  # public name -> module that defines it
     "nv12_to_pixels": "ops",
     "rgb_to_pixels": "ops",
     "soft_dtw": "ops",
+    "TemporalDerivativeFingerprint": "fingerprints",
+    "MultiScaleDerivativeFingerprint": "fingerprints",
+    "TrajectoryFingerprint": "fingerprints",
+    "DTWTrajectoryMatcher": "fingerprints",
+    "run_motion_study": "motion_study",
     "analyze": "analysis",
 }
 __all__ = ["__version__", *_EXPORTS]
