@@ -456,7 +456,7 @@ struct Rows {  // of a column that a path may touch
   int first, last;
 };
 
-struct Tile {
+struct alignas(16) Tile {
   float costs[2 * kWidth][kPitch];  // by column: the two tiles that 32 lanes of a step lie in
   float x[kSlab][kPitchX], y[kSlab][kPitchY];
   Rows allowed[kWidth];

@@ -296,7 +296,7 @@ def dtw_knn(
 
     "cpp" orders the candidates of a query by the larger of two lower bounds (LB_Kim: first and last frames; LB_Keogh:
     distance to the envelope of the query, per dimension), and stops where the bound, or a partial distance, exceeds
-    the k-th best found. A narrow band makes the bounds tight. "cuda" computes all distances, 2**24 at a time, and sorts.
+    the k-th best found. A narrow band makes the bounds tight. "cuda" computes all distances, in blocks, and sorts.
 
     Args:
         queries, candidates: as x and y of `dtw_pairwise`.
