@@ -40,9 +40,11 @@ def red_tests(op: str) -> str | None:
 
 def providers(case: Case) -> list[str]:
     """The baseline comes first, so that later rows of the run can be compared with it."""
-    backends = [name for name in _dispatch.IMPLS[case.op] if _dispatch.why_not(name, DEVICE) is None]
-    compiled = [COMPILED] if case.baseline == "torch eager" else []
-    return [case.baseline, *compiled, *(f"vsim_fast:{name}" for name in backends)]
+    usable = (name for name in _dispatch.IMPLS[case.op] if _dispatch.why_not(name, DEVICE) is None)
+    ours = [f"vsim_fast:{name}" for name in usable if name not in case.without]
+    if case.eager is None:
+        return ours
+    return [case.baseline, *([COMPILED] if case.baseline == "torch eager" else []), *ours]
 
 
 def provide(case: Case, provider: str):
