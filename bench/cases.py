@@ -32,8 +32,8 @@ class Case:
     dtype: torch.dtype
     draw: Callable[[str], tuple[Tensor, ...]]
     """Fresh random inputs on a device."""
-    eager: Callable[..., Any]
-    """The straightforward chain, on the same inputs."""
+    eager: Callable[..., Any] | None
+    """The straightforward chain, on the same inputs; None where it does not fit."""
     oracle: Callable[..., Any]
     """The reference, on the same inputs in fp64."""
     bytes: int
@@ -49,6 +49,8 @@ class Case:
     sample: Callable[[Any], Any] = lambda result: result
     """The part of a result that the oracle gives, where the whole would take it too long."""
     note: str = ""
+    without: tuple[str, ...] = ()
+    """Backends that would take hours."""
 
     @property
     def shape_id(self) -> str:
@@ -232,7 +234,7 @@ def dtw_case(T: int, D: int, baseline: str) -> Case:
     return Case(
         "dtw", dict(T=T, D=D), FP32,
         draw=lambda device: tuple(walks(T, D, device=device) for _ in range(2)),
-        eager=peers.pop(baseline), peers=peers, baseline=baseline, threads=(1,),
+        eager=peers.pop(baseline), peers=peers, baseline=baseline, threads=(1,), without=("reference",),
         oracle=lambda x, y: dtw(x.double(), y.double(), backend="reference"),
         bytes=0, flops=0, cells=T * T, note=f"{T * T} cells; {DTW_NOTE}",
     )  # fmt: skip
@@ -247,11 +249,40 @@ def dtw_pairwise_case(N: int, T: int, D: int, baseline: str, radius: int | None 
     return Case(
         "dtw_pairwise", dict(N=N, T=T, D=D, **({} if radius is None else dict(R=radius))), FP32,
         draw=lambda device: (walks(N, T, D, device=device),),
-        eager=peers.pop(baseline), peers=peers, baseline=baseline, threads=(1, 2), options=options,
+        eager=peers.pop(baseline), peers=peers, baseline=baseline, threads=(1, 2), without=("reference",),
+        options=options,
         oracle=lambda x: dtw_pairwise(x[:few].double(), **options, backend="reference"),
         sample=lambda matrix: matrix[:few, :few],
         bytes=0, flops=0, cells=cells,
         note=f"{cells} cells; {DTW_NOTE}; error of {few} x {few}",
+    )  # fmt: skip
+
+
+def eager_dtw_pairwise(x: Tensor) -> Tensor:
+    """All pairs at once: the cost matrices [N, N, T, T], then one anti-diagonal after the other."""
+    N, T, _ = x.shape
+    costs = (x[:, None, :, None] - x[None, :, None]).square().sum(-1)
+    before, last = (x.new_full((N, N, T + 1), float("inf")) for _ in range(2))  # totals by row, from row -1
+    before[..., 0] = 0
+    for k in range(2 * T - 1):
+        i = torch.arange(max(0, k - T + 1), min(T, k + 1), device=x.device)
+        now = torch.full_like(last, float("inf"))
+        least = torch.minimum(torch.minimum(before[..., i], last[..., i]), last[..., i + 1])
+        now[..., i + 1] = least + costs[:, :, i, k - i]
+        before, last = last, now
+    return last[..., T].sqrt().fill_diagonal_(0)
+
+
+def dtw_pairwise_cuda_case(N: int, T: int, D: int, *, eager: bool) -> Case:
+    cells = N * (N - 1) // 2 * T * T
+    return Case(
+        "dtw_pairwise", dict(N=N, T=T, D=D), FP32,
+        draw=lambda device: (torch.randn(N, T, D, device=device).cumsum(1),),
+        eager=eager_dtw_pairwise if eager else None,
+        oracle=(lambda x: eager_dtw_pairwise(x.double())) if eager
+        else (lambda x: dtw_pairwise(x.cpu(), backend="cpp").double().to(x.device)),
+        bytes=4 * N * (T * D + N), flops=(3 * D + 1) * cells, without=("reference",),
+        note=f"{cells:.4g} cells at {3 * D + 1} FLOPs" + ("" if eager else "; max_error against the C++ core"),
     )  # fmt: skip
 
 
@@ -264,6 +295,8 @@ CASES = {
         best_match_case(FP16, B=64, P=1369, D=768),
         nv12_case(FP16, B=64, H=1080, W=1920, S=224),
         derivatives_case("cuda", B=512, T=300, D=1024),
+        dtw_pairwise_cuda_case(N=48, T=300, D=2, eager=True),
+        dtw_pairwise_cuda_case(N=2000, T=300, D=2, eager=False),
     ],
     "cpu": [
         similarity_case("position_similarity", FP32, T=40, P=256, D=384),

@@ -41,13 +41,12 @@ def red_tests(op: str) -> str | None:
 
 def providers(case: Case) -> list[str]:
     """The baseline comes first, so that later rows of the run can be compared with it."""
-    backends = [name for name in _dispatch.IMPLS[case.op] if _dispatch.why_not(name, DEVICE) is None]
-    compiled = [COMPILED] if case.baseline == "torch eager" else []
-    if case.cells:
-        backends.remove("reference")  # whole matrices, a step per diagonal: for checking, not for timing
-    ours = [f"vsim_fast:{name}" for name in backends]
-    more = [name + THREADS.format(count) for name in ours for count in case.threads if count > 1]
-    return [case.baseline, *case.peers, *compiled, *ours, *more]
+    usable = (name for name in _dispatch.IMPLS[case.op] if _dispatch.why_not(name, DEVICE) is None)
+    ours = [f"vsim_fast:{name}" for name in usable if name not in case.without]
+    ours += [name + THREADS.format(count) for name in ours for count in case.threads if count > 1]
+    if case.eager is None:
+        return ours
+    return [case.baseline, *case.peers, *([COMPILED] if case.baseline == "torch eager" else []), *ours]
 
 
 def provide(case: Case, provider: str):

@@ -182,6 +182,21 @@ void derivatives_cuda(uintptr_t x, uintptr_t windows, uintptr_t counts, uintptr_
   py::gil_scoped_release release;
   vsim::derivatives_cuda(args, pointer<float>(partial), pointer<void>(stream));
 }
+
+void dtw_cuda(const vsim::DtwOptions& o, const std::string& pairs, uintptr_t x, uintptr_t y, uintptr_t tables,
+              int64_t x_count, int64_t y_count, uintptr_t costs, int64_t cost_size, int64_t cost_columns, int64_t count,
+              int64_t chunk, uintptr_t next, uintptr_t border, uintptr_t border_cells, int64_t longest, int64_t blocks,
+              uintptr_t out, uintptr_t stream) {
+  const auto kind = pairs == "rectangle"  ? vsim::DtwPairs::rectangle
+                    : pairs == "triangle" ? vsim::DtwPairs::triangle
+                                          : vsim::DtwPairs::aligned;
+  const vsim::DtwCudaArgs args{kind, pointer<const float>(x), pointer<const float>(y), pointer<const int64_t>(tables),
+                               x_count, y_count, pointer<const float>(costs), cost_size, cost_columns, count, chunk,
+                               pointer<unsigned long long>(next), pointer<double>(border), pointer<int>(border_cells),
+                               longest, blocks, pointer<float>(out)};
+  py::gil_scoped_release release;
+  vsim::dtw_cuda(args, o, pointer<void>(stream));
+}
 #endif
 
 #ifdef __clang__
@@ -208,6 +223,11 @@ PYBIND11_MODULE(_C, m) {
   m.attr("CUDA_CHUNK") = vsim::kCudaChunk;
   m.def("derivatives_cuda", &derivatives_cuda, "x"_a, "windows"_a, "counts"_a, "magnitudes"_a, "changes"_a, "mean"_a,
         "variance"_a, "partial"_a, "B"_a, "T"_a, "D"_a, "S"_a, "stream"_a);
+  m.attr("DTW_WARPS") = vsim::kDtwWarps;
+  m.attr("DTW_BLOCKS_PER_SM") = vsim::kDtwBlocksPerSm;
+  m.def("dtw_cuda", &dtw_cuda, "options"_a, py::kw_only(), "pairs"_a, "x"_a, "y"_a, "tables"_a, "x_count"_a, "y_count"_a,
+        "costs"_a, "cost_size"_a, "cost_columns"_a, "count"_a, "chunk"_a, "next"_a, "border"_a, "border_cells"_a,
+        "longest"_a, "blocks"_a, "out"_a, "stream"_a);
 #else
   m.attr("has_cuda") = false;
 #endif

@@ -95,4 +95,26 @@ VSIM_HOST_DEVICE static inline double dtw_distance(const DtwOptions& o, double t
 #endif
 }
 
+// ---- CUDA ----
+constexpr int kDtwWarps = 4, kDtwBlocksPerSm = 5;  // warps of a block
+
+enum class DtwPairs : int { aligned, rectangle, triangle };
+
+struct DtwCudaArgs {   // all pointers on the device
+  DtwPairs pairs;
+  const float *x, *y;    // rows of D floats, aligned to 16 bytes
+  const int64_t* tables;  // [3, N + M] of x, then y, in the order of work: first row, rows, place in `out`
+  int64_t x_count, y_count;  // triangle: the same sequences twice
+  const float* costs;        // [B, cost_size] with rows of cost_columns in place of frames, or null
+  int64_t cost_size, cost_columns;
+  int64_t count, chunk;      // pairs; how many of them a warp takes at once (1 where a block works on a pair)
+  unsigned long long* next;  // first pair not yet taken, 0
+  double* border;            // [workers, longest], last row of a strip; a worker is a warp, or a block for given costs,
+  int* border_cells;         //   D > 4 or Itakura; cells of its paths, for normalize = path only
+  int64_t longest, blocks;
+  float* out;                // [B], [N, M], or [N, N] but for its diagonal
+};
+
+void dtw_cuda(const DtwCudaArgs& args, const DtwOptions& options, void* stream);
+
 }  // namespace vsim

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from video.clips import encode as write_clip
 
 import vsim_fast
 from vsim_fast.cli import main
@@ -134,6 +135,85 @@ def test_interrupted_run_cleans_up(clip, tmp_path, name, code):
     arguments = ["analyze", clip, "--max-frames", "2", "--image-size", "56", "--output-dir", out]
     ended = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True)
     assert ended.returncode == code and not out.exists()
+
+
+def compare_options(out):
+    return ["--output-dir", out, "--image-size", "56", "--fps", "4", "--device", "cpu"]
+
+
+def test_compare_takes_videos_as_arguments_or_in_the_original_spelling(capsys, clip, tmp_path):
+    options = compare_options(tmp_path / "out")
+    code, stdout, _ = run(capsys, "compare", clip, clip, *options)
+    assert code == 0 and "same motion (fusion 1.00 >= 0.65)" in stdout
+    assert re.search(
+        r"32 and 32 frames .* decoder pyav, device cpu, float32, encoder builtin", " ".join(stdout.split())
+    )
+    code, stdout, _ = run(
+        capsys, "compare", "--video1", clip, "--video2", clip, "--model_path", "builtin", "--sample_rate", "12",
+        "--max_frames", "8", "--threshold", "0.9", "--alpha", "0.5", "--json", *options,
+    )  # fmt: skip
+    found = json.loads(stdout)
+    assert code == 0 and found["verdict"] == "same motion" and found["video1"]["frames"] == 8
+    assert found["settings"]["sample_rate"] == 12 and (found["alpha"], found["threshold"]) == (0.5, 0.9)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["alignment.png", "comparison.json"]
+
+
+def test_compare_prints_every_pair_of_a_folder(capsys, clip, tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        shutil.copy(clip, tmp_path / name)
+    (tmp_path / "c.avi").write_bytes(b"no video")
+    code, stdout, stderr = run(capsys, "compare", "--video-dir", tmp_path, *compare_options(tmp_path / "out"))
+    assert code == 3 and "1 pairs" in stdout and "c.avi" in stderr
+    code, stdout, _ = run(capsys, "compare", "--video_dir", tmp_path, "--json", *compare_options(tmp_path / "out"))
+    assert code == 3 and list(json.loads(stdout)["pairs"][0]["scores"])[:5] == [
+        "temporal_derivative", "multiscale_derivative", "trajectory_stats", "trajectory_dtw", "semantic_baseline",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [], ["a.mp4"], ["a.mp4", "b.mp4", "c.mp4"], ["a.mp4", "b.mp4", "--synthetic"], ["--video1", "a.mp4"],
+        ["a.mp4", "--synthetic"], ["--video-dir", ".", "--synthetic"], ["a.mp4", "b.mp4", "--alpha", "2"],
+    ],
+)  # fmt: skip
+def test_compare_wrong_usage_is_one_line(capsys, arguments):
+    code, stdout, stderr = run(capsys, "compare", "--json", *arguments)
+    assert code == 1 and stderr.startswith("error: ") and stderr.count("\n") == 1
+    assert json.loads(stdout)["error"]["type"] == "UsageError"
+
+
+def test_compare_names_the_video_it_cannot_use(capsys, clip, tmp_path):
+    out = tmp_path / "out"
+    code, _, stderr = run(capsys, "compare", clip, bad_file(tmp_path, "garbage"), *compare_options(out))
+    assert code == 1 and "bad.mp4" in stderr and stderr.count("\n") == 1 and not out.exists()
+    code, _, stderr = run(capsys, "compare", clip, write_clip(tmp_path / "one.mp4", 1), *compare_options(out))
+    assert code == 1 and not out.exists()
+    assert "one.mp4: compare needs at least 2 sampled frames, got 1 of 1 (4 fps); nothing can move" in stderr
+
+
+def test_a_plain_checkpoint_means_dinov3(capsys, clip, tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"no weights")
+    code, _, stderr = run(capsys, "compare", clip, clip, "--model-path", tmp_path / "weights.pth")
+    assert code == 1 and "weights.pth" in stderr and stderr.count("\n") == 1
+
+
+def test_the_synthetic_study_fails_loudly(capsys, tmp_path, monkeypatch):
+    from vsim_fast import motion_study
+
+    study = motion_study.run_motion_study(seeds=2)
+    monkeypatch.setattr(motion_study, "run_motion_study", lambda: study)
+    code, stdout, _ = run(capsys, "compare", "--synthetic", "--output-dir", tmp_path)
+    assert code == 0 and "H3: a zigzag and a point at rest are dissimilar" in stdout
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["motion_study.json", "trajectories.png"]
+    code, stdout, _ = run(capsys, "compare", "--synthetic", "--output-dir", tmp_path, "--json")
+    assert code == 0 and json.loads(stdout)["ok"] is True
+    monkeypatch.undo()
+    monkeypatch.setitem(motion_study.REQUIRED["trajectory_dtw"], "H2", 0.999)
+    failing = motion_study.run_motion_study(seeds=2)
+    monkeypatch.setattr(motion_study, "run_motion_study", lambda: failing)
+    code, _, stderr = run(capsys, "compare", "--synthetic", "--output-dir", tmp_path)
+    assert code == 1 and stderr.startswith("error: H2 (clockwise and counter-clockwise are dissimilar) fails for")
 
 
 def test_doctor_and_models_print_json(capsys):

@@ -16,9 +16,10 @@ LAYERS = [  # lowest first; names in one set are peers
     {"errors", "processor"},
     {"records", "ops"},
     {"video", "encode", "store"},
-    {"similarity", "all_pairs", "pairs", "fingerprints", "copies", "retrieval", "nerv"},
+    {"similarity", "alignment", "all_pairs", "pairs", "fingerprints", "copies", "retrieval", "nerv"},
     {"pipeline", "report", "motion_study"},
-    {"analysis", "batch", "benchmark", "doctor", "models"},
+    {"frame_encoder"},
+    {"analysis", "comparison", "batch", "benchmark", "doctor", "models"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -38,7 +38,10 @@ _EXPORTS = {  # public name -> module that defines it
     "TrajectoryFingerprint": "fingerprints",
     "DTWTrajectoryMatcher": "fingerprints",
     "run_motion_study": "motion_study",
+    "FrameEncoder": "frame_encoder",
+    "DINOv3Encoder": "frame_encoder",
     "analyze": "analysis",
+    "compare": "comparison",
 }
 __all__ = ["__version__", *_EXPORTS]
 

@@ -136,6 +136,75 @@ def analyze(
 
 
 @app.command()
+def compare(
+    videos: Annotated[list[str] | None, typer.Argument(help="Two video files.", show_default=False)] = None,
+    video1: Annotated[str | None, typer.Option(help="The first, as an option.", show_default=False)] = None,
+    video2: Annotated[str | None, typer.Option(help="The second, as an option.", show_default=False)] = None,
+    video_dir: Annotated[
+        Path | None, typer.Option(help="Compare all pairs of *.mp4 and *.avi in a folder.", show_default=False)
+    ] = None,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="Run the study on drawn motions; fails where a hypothesis does.")
+    ] = False,
+    model: Annotated[
+        str, typer.Option("--model", help="Encoder, as for analyze; a plain file means a DINOv3 ViT-L/16 checkpoint.")
+    ] = "builtin",
+    output_dir: Annotated[Path, typer.Option(help="Where the results go.")] = Path("comparison_results"),
+    fps: Annotated[float, typer.Option(help="Frames taken per second.")] = 10.0,
+    sample_rate: Annotated[
+        int | None, typer.Option(help="Take every n-th frame instead of --fps.", show_default=False)
+    ] = None,
+    max_frames: Annotated[int, typer.Option(help="Most frames per video; more are thinned out evenly.")] = 300,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the encoder's input; default the model's own.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of the encoder.")] = Precision.auto,
+    decoder: Annotated[Decoder, typer.Option(help="nvdec decodes on the GPU.")] = Decoder.auto,
+    alpha: Annotated[
+        float | None, typer.Option(help="Weight of the semantic score in the fusion, 0 to 1.", show_default="0.3")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Fusion from which it is the same motion.", show_default="0.65")
+    ] = None,
+    offline: Offline = False,
+    json_: Json = False,
+) -> None:
+    """Whether two videos show the same motion in the same order: every score, their fusion, which second is which."""
+    pair = [*(videos or []), *(video for video in (video1, video2) if video is not None)]
+    if (len(pair) == 2) + (video_dir is not None) + synthetic != 1 or len(pair) not in (0, 2):
+        raise UsageError("give two videos: vsim compare V1 V2 (or --video-dir FOLDER, or --synthetic)")
+    if synthetic:
+        _synthetic_study(output_dir, json_)
+        return
+    from vsim_fast import comparison
+    from vsim_fast.pipeline import Timings
+
+    timings = Timings()
+    timings.add("import", time.perf_counter() - STARTED)
+    given = {"alpha": alpha, "threshold": threshold}
+    with _progress() as progress:
+        options = dict(
+            output_dir=output_dir, fps=fps, sample_rate=sample_rate, max_frames=max_frames, image_size=image_size,
+            device=device, precision=precision.value, decoder=decoder.value, offline=offline, progress=progress,
+            timings=timings, started=STARTED, **{name: value for name, value in given.items() if value is not None},
+        )  # fmt: skip
+        spec = f"{DINOV3}@{model}" if ":" not in model and Path(model).is_file() else _encoder_spec(model)
+        if video_dir is not None:
+            result: Any = comparison.compare_folder(video_dir, spec, **options)
+        else:
+            result = comparison.compare(*pair, spec, **options)
+    if json_:
+        print(result.model_dump_json())
+    elif video_dir is not None:
+        _print_pairs(result)
+    else:
+        _print_comparison(result)
+    if result.status != "complete":
+        raise typer.Exit(EXIT_PARTLY)
+
+
+@app.command()
 def doctor(json_: Json = False) -> None:
     """What this machine can do, and for each thing it cannot: why, and the cure."""
     from vsim_fast.doctor import diagnose, exit_code
@@ -264,6 +333,86 @@ def _print_analysis(summary: Any) -> None:
     )
 
 
+def _print_comparison(result: Any) -> None:
+    table = _table("score", "", "")
+    meanings = {
+        "temporal_derivative": "changes of the embedding, frame to frame",
+        "multiscale_derivative": "the same at three distances",
+        "trajectory_stats": "path of the centre of attention: statistics",
+        "trajectory_dtw": "path of the centre of attention: course",
+        "semantic_baseline": "mean embedding, blind to order",
+        "order": "1 same way, 0.5 cannot tell, 0 reversed",
+        "match": "share of changes that the alignment explains",
+    }
+    for name, value in result.scores.items():
+        table.add_row(name, f"{value:.4f}", meanings[name])
+    table.add_row("fusion", f"{result.fusion:.4f}", _fusion_formula(result))
+    _console().print(table)
+    for note in result.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"{result.verdict} ({result.rule})")
+    encoder = result.encoder
+    backends = " and ".join(sorted({video.decoder["backend"] for video in (result.video1, result.video2)}))
+    print(
+        f"{result.video1.frames} and {result.video2.frames} frames in {result.timings['total']:.1f} s -> "
+        f"{result.output_dir} (comparison.json, {', '.join(result.outputs)}); decoder {backends}, "
+        f"device {encoder['device']}, {encoder['token_dtype']}, encoder {encoder['spec']}"
+        + (" (random weights)" if encoder["random_weights"] else "")
+    )
+
+
+def _fusion_formula(result: Any) -> str:
+    if result.nonsemantic is None:
+        return "the semantic score alone: no order to compare"
+    return f"{result.alpha:g} · semantic + {1 - result.alpha:g} · {result.nonsemantic:.4f} (2 · order - 1)"
+
+
+def _print_pairs(result: Any) -> None:
+    names = list(result.pairs[0].scores)
+    table = _table("video 1", "video 2", *(name.replace("_", " ") for name in names), "fusion", "verdict")
+    for pair in result.pairs:
+        paths = (_escape(Path(video.path).name) for video in (pair.video1, pair.video2))
+        table.add_row(*paths, *(f"{pair.scores[name]:.3f}" for name in names), f"{pair.fusion:.3f}", pair.verdict)
+    _console().print(table)
+    for failure in result.failed:
+        print(f"not read: {failure.error}", file=sys.stderr)
+    encoder = result.pairs[0].encoder
+    print(
+        f"{len(result.pairs)} pairs in {result.timings['total']:.1f} s -> {result.output_dir} (comparison.json); "
+        f"device {encoder['device']}, {encoder['token_dtype']}, encoder {encoder['spec']}"
+    )
+
+
+def _synthetic_study(output_dir: Path, json_: bool) -> None:
+    """Exit code 1, and one line per hypothesis, where the study fails."""
+    from vsim_fast.motion_study import motion_patterns, run_motion_study
+    from vsim_fast.report import write_trajectories
+    from vsim_fast.store import OutputFolder, output_errors
+
+    study = run_motion_study()
+    with OutputFolder(output_dir) as out:
+        write_trajectories(out.file("trajectories.png"), motion_patterns(noise=study.noise))
+        path = out.file("motion_study.json")
+        with output_errors(path):
+            path.write_text(study.model_dump_json(indent=2), encoding="utf-8")
+    if json_:
+        print(study.model_dump_json())
+    else:
+        table = _table("", "score", "same", "apart", "least margin", "required", "")
+        for row in study.separations:
+            numbers = (f"{x:.3f}" for x in (row.same_median, row.cross_median, row.margin_min))
+            claim = ("-", "no claim") if row.required is None else (f"{row.required:g}", "yes" if row.holds else "NO")
+            table.add_row(row.hypothesis, row.score, *numbers, *claim)
+        _console().print(table)
+        for hypothesis, statement in {row.hypothesis: row.statement for row in study.separations}.items():
+            print(f"{hypothesis}: {statement}")
+        print(f"{study.seeds} trials, noise {study.noise:g} -> {output_dir} (trajectories.png, motion_study.json)")
+    for failure in study.failures():
+        print(f"error: {failure}", file=sys.stderr)
+    if not study.ok:
+        raise typer.Exit(EXIT_ERROR)
+
+
 def _encoder_spec(model: str) -> str:
     """A plain folder, as the original tool's --model_path takes it, means a VideoLLaMA3 checkpoint."""
     return f"videollama3:{model}" if model and ":" not in model and Path(model).is_dir() else model
@@ -298,6 +447,8 @@ def _size(size: float) -> str:
     return f"{size:.1f} GB"
 
 
+DINOV3 = "timm:vit_large_patch16_dinov3"
+"""What the original comparison tool loads from its --model-path."""
 ALIASES = {"--model-path": "--model", "--encoder": "--model"}
 
 

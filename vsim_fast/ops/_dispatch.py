@@ -20,10 +20,10 @@ IMPLS = {  # op -> backend -> module under vsim_fast.ops
         "cpp": "derivatives.native_impl",
         "reference": "derivatives.reference",
     },
-    "dtw": {"cpp": "dtw.native_impl", "reference": "dtw.reference"},
-    "dtw_path": {"cpp": "dtw.native_impl", "reference": "dtw.reference"},
-    "dtw_pairwise": {"cpp": "dtw.native_impl", "reference": "dtw.reference"},
-    "dtw_knn": {"cpp": "dtw.native_impl", "reference": "dtw.reference"},
+    "dtw": {"cuda": "dtw.cuda_impl", "cpp": "dtw.native_impl", "reference": "dtw.reference"},
+    "dtw_path": {"cuda": "dtw.cuda_impl", "cpp": "dtw.native_impl", "reference": "dtw.reference"},
+    "dtw_pairwise": {"cuda": "dtw.cuda_impl", "cpp": "dtw.native_impl", "reference": "dtw.reference"},
+    "dtw_knn": {"cuda": "dtw.cuda_impl", "cpp": "dtw.native_impl", "reference": "dtw.reference"},
 }
 
 

@@ -113,7 +113,7 @@ def dtw_path(
     """The optimal warping path of one pair and its distance. Arguments and errors as in `dtw`.
 
     Of equally cheap paths the shortest is taken, a diagonal step before one in x, that before one in y.
-    Memory: Ta·Tb/4 bytes for the directions ("cpp").
+    Memory: Ta·Tb/4 bytes for the directions ("cpp"). "cuda" computes it on the CPU and brings it back to the device.
     """
     numpy = is_numpy(x, y)
     options = parse_options(
@@ -159,10 +159,11 @@ def dtw_pairwise(
     )  # fmt: skip
     problem = _all_pairs(x, y, lengths_x, lengths_y, cost, options, backend)
     rows, columns = problem.shape
-    if problem.cells <= CELLS_PER_CALL:
+    most = CELLS_PER_CALL["cuda" if problem.a.values.is_cuda else "cpu"]
+    if problem.cells <= most:
         return _returned(problem.block(slice(0, rows), slice(0, columns)), problem.numpy)
     out = problem.a.values.new_empty(rows, columns)
-    side = max(16, int(math.sqrt(rows * columns * CELLS_PER_CALL / problem.cells)))
+    side = max(16, int(math.sqrt(rows * columns * most / problem.cells)))
     for at, over in pair_blocks(rows, columns, side, problem.mirrored):
         block = problem.block(at, over)
         out[at, over] = block
@@ -222,8 +223,8 @@ def pair_blocks(rows: int, columns: int, side: int, mirrored: bool) -> Iterator[
             yield slice(i, min(i + side, rows)), slice(j, min(j + side, columns))
 
 
-CELLS_PER_CALL = 2e10
-"""About a second of the CPU core, which no interrupt reaches while it works."""
+CELLS_PER_CALL = {"cpu": 2e10, "cuda": 2e12}
+"""About a second, in which no interrupt reaches the core."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,7 @@ def dtw_knn(
 
     "cpp" orders the candidates of a query by the larger of two lower bounds (LB_Kim: first and last frames; LB_Keogh:
     distance to the envelope of the query, per dimension), and stops where the bound, or a partial distance, exceeds
-    the k-th best found. A narrow band makes the bounds tight.
+    the k-th best found. A narrow band makes the bounds tight. "cuda" computes all distances, in blocks, and sorts.
 
     Args:
         queries, candidates: as x and y of `dtw_pairwise`.
