@@ -14,7 +14,7 @@ trap 'rm -rf "$build"' EXIT
 flags="-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer -g1"
 cmake -S "$root" -B "$build/cmake" -DVSIM_CUDA=OFF -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER="$cxx" \
   -DCMAKE_CXX_FLAGS="$flags" -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" \
-  -DPYTHON_EXECUTABLE="$(command -v "$python")" >"$build/log" || { cat "$build/log"; exit 1; }
+  -DPython_EXECUTABLE="$(command -v "$python")" -DPYTHON_EXECUTABLE="$(command -v "$python")" --no-warn-unused-cli >"$build/log" || { cat "$build/log"; exit 1; }
 cmake --build "$build/cmake" --parallel >"$build/log" 2>&1 || { cat "$build/log"; exit 1; }
 
 mkdir "$build/package"
