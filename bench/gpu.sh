@@ -98,7 +98,7 @@ step machine required 30 "cmd:nvidia-smi gpu" describe
 [ -z "${WHEELS:-}" ] || step wheels required 60 "" add_wheels
 step build required 150 "cmd:nvcc cmd:cmake py:scikit_build_core py:pybind11" build
 tested=
-wanted op-tests && step op-tests required 150 "gpu py:pytest" op_tests && [ "$last" = ok ] && tested=--tested
+wanted op-tests && step op-tests required 200 "gpu py:pytest" op_tests && [ "$last" = ok ] && tested=--tested
 wanted gpu-tests && step gpu-tests required 90 "gpu py:pytest py:av py:timm py:transformers" gpu_tests
 wanted nvdec-tests && step nvdec-tests optional 60 "$nvdec" nvdec_tests
 wanted ops && step ops required 180 "gpu py:pytest_benchmark" time_ops $tested
