@@ -561,6 +561,17 @@ def test_no_path_between_slopes(way):
     assert dtw_pairwise(way.cast([x, y]), itakura_max_slope=1.0, backend=way.backend)[0, 1] == INF
 
 
+@pytest.mark.parametrize("rows, longer", [(3, 100), (3, 30), (11, 60)])
+def test_a_pair_without_a_path_is_far_among_pairs_with_one(way, rows, longer):
+    x, *candidates = (one.round() for one in series((rows, 2, longer, longer), 1, 24))
+    want = torch.stack([dtw(x, y, itakura_max_slope=3.0, backend="reference") for y in candidates])
+    assert want[0] == INF
+    options = dict(itakura_max_slope=3.0, backend=way.backend)
+    assert_close(dtw_pairwise(way.cast([x]), way.cast(candidates), **options)[0], want)
+    assert_close(dtw_pairwise(way.cast(candidates), way.cast([x]), **options)[:, 0], want)
+    assert_close(dtw_knn(way.cast([x]), way.cast(candidates), 3, **options).distances[0], want.sort().values)
+
+
 # Nearest neighbours.
 
 
