@@ -418,7 +418,8 @@ def test_numpy_and_other_dtypes():
     a, b = (TrajectoryFingerprint().compute(value).vector for value in (lr.numpy(), lr))
     assert torch.equal(a, b)
     assert a.dtype == torch.float32
-    for value in (x.numpy(), x.double(), x.numpy().astype(np.float64)[:, ::-1][:, ::-1]):
+    backwards = x.flip(0).numpy().astype(np.float64)[::-1]
+    for value in (x.numpy(), x.double(), backwards, np.asfortranarray(x), x.numpy().astype(">f4")):
         assert torch.equal(
             TemporalDerivativeFingerprint().compute(value).vector, TemporalDerivativeFingerprint().compute(x).vector
         )
@@ -495,6 +496,14 @@ def test_bad_windows():
     one, other = (MultiScaleDerivativeFingerprint([window]).compute(walk(9, 3)) for window in (1, 2))
     with pytest.raises(ValueError, match=r"share no window: \[1\] and \[2\]"):
         MultiScaleDerivativeFingerprint([1, 2]).compare(one, other)
+    for fingerprint, other in (
+        (TemporalDerivativeFingerprint(), TemporalDerivativeFingerprint(compat=True).compute(walk(9, 3))),
+        (TemporalDerivativeFingerprint(), TemporalDerivativeFingerprint(include_direction=False).compute(walk(9, 3))),
+        (TemporalDerivativeFingerprint(), TemporalDerivativeFingerprint().compute(walk(9, 4))),
+        (MultiScaleDerivativeFingerprint(), MultiScaleDerivativeFingerprint().compute(walk(9, 4))),
+    ):
+        with pytest.raises(ValueError, match="must come from one configuration"):
+            fingerprint.compare(fingerprint.compute(walk(9, 3)), other)
     with pytest.raises(ValueError, match="one configuration, got vectors of 14 and 11"):
         fingerprint = TrajectoryFingerprint()
         other = TrajectoryFingerprint(use_curvature=False)
