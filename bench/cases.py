@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsim_fast.ops import cosine, dtw_pairwise
+from vsim_fast.ops import cosine, dtw, dtw_pairwise
 from vsim_fast.ops.derivatives import reference as difference
 from vsim_fast.ops.nv12 import reference as nv12
 
@@ -40,6 +40,14 @@ class Case:
     flops: int
     options: dict[str, Any] = field(default_factory=dict)
     baseline: str = "torch eager"
+    peers: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    """Other libraries on the same inputs, with a result like ours."""
+    cells: int = 0
+    """Of dynamic programming, in place of bytes and FLOPs as the rate of a row."""
+    threads: tuple[int, ...] = ()
+    """Of ours, a row each, where the peers run on one. Empty: torch's own for all."""
+    sample: Callable[[Any], Any] = lambda result: result
+    """The part of a result that the oracle gives, where the whole would take it too long."""
     note: str = ""
     without: tuple[str, ...] = ()
     """Backends that would take hours."""
@@ -174,6 +182,82 @@ def derivatives_case(device: str, B: int, T: int, D: int) -> Case:
     )  # fmt: skip
 
 
+def aeon_pair(x: Tensor, y: Tensor) -> Tensor:
+    from aeon.distances import dtw_distance
+
+    return torch.tensor(dtw_distance(*(one.mT.double().contiguous().numpy() for one in (x, y)))).sqrt()
+
+
+def dtaidistance_pair(x: Tensor, y: Tensor) -> Tensor:
+    from dtaidistance import dtw_ndim
+
+    return torch.tensor(dtw_ndim.distance_fast(x.double().numpy(), y.double().numpy()))
+
+
+def tslearn_pair(x: Tensor, y: Tensor) -> Tensor:
+    from tslearn.metrics import dtw
+
+    return torch.tensor(dtw(x.double().numpy(), y.double().numpy()))
+
+
+def aeon_pairwise(x: Tensor, *, radius: int | None) -> Tensor:
+    from aeon.distances import dtw_pairwise_distance
+
+    window = None if radius is None else radius / x.shape[1]
+    return torch.from_numpy(dtw_pairwise_distance(x.mT.double().contiguous().numpy(), window=window, n_jobs=1)).sqrt()
+
+
+def dtaidistance_pairwise(x: Tensor, *, radius: int | None) -> Tensor:
+    from dtaidistance import dtw_ndim
+
+    window = None if radius is None else radius + 1  # it counts the diagonal
+    matrix = dtw_ndim.distance_matrix(list(x.double().numpy()), window=window, use_c=True, parallel=False)
+    return torch.from_numpy(np.asarray(matrix)).fill_diagonal_(0)
+
+
+def tslearn_pairwise(x: Tensor, *, radius: int | None) -> Tensor:
+    from tslearn.metrics import cdist_dtw
+
+    options = {} if radius is None else dict(global_constraint="sakoe_chiba", sakoe_chiba_radius=radius)
+    return torch.from_numpy(cdist_dtw(x.double().numpy(), **options))
+
+
+def walks(*shape: int, device: str) -> Tensor:
+    return torch.randn(shape, device=device).cumsum(-2) / shape[-1] ** 0.5
+
+
+DTW_NOTE = "distances, root taken; peers in float64"
+
+
+def dtw_case(T: int, D: int, baseline: str) -> Case:
+    peers = dict(aeon=aeon_pair, dtaidistance=dtaidistance_pair, tslearn=tslearn_pair)
+    return Case(
+        "dtw", dict(T=T, D=D), FP32,
+        draw=lambda device: tuple(walks(T, D, device=device) for _ in range(2)),
+        eager=peers.pop(baseline), peers=peers, baseline=baseline, threads=(1,), without=("reference",),
+        oracle=lambda x, y: dtw(x.double(), y.double(), backend="reference"),
+        bytes=0, flops=0, cells=T * T, note=f"{T * T} cells; {DTW_NOTE}",
+    )  # fmt: skip
+
+
+def dtw_pairwise_case(N: int, T: int, D: int, baseline: str, radius: int | None = None) -> Case:
+    per_pair = T * T if radius is None else T * (2 * radius + 1) - radius * (radius + 1)
+    cells = N * (N - 1) // 2 * per_pair
+    peers = dict(aeon=aeon_pairwise, dtaidistance=dtaidistance_pairwise, tslearn=tslearn_pairwise)
+    peers = {name: partial(call, radius=radius) for name, call in peers.items()}
+    few, options = min(N, 5), dict(sakoe_chiba_radius=radius)
+    return Case(
+        "dtw_pairwise", dict(N=N, T=T, D=D, **({} if radius is None else dict(R=radius))), FP32,
+        draw=lambda device: (walks(N, T, D, device=device),),
+        eager=peers.pop(baseline), peers=peers, baseline=baseline, threads=(1, 2), without=("reference",),
+        options=options,
+        oracle=lambda x: dtw_pairwise(x[:few].double(), **options, backend="reference"),
+        sample=lambda matrix: matrix[:few, :few],
+        bytes=0, flops=0, cells=cells,
+        note=f"{cells} cells; {DTW_NOTE}; error of {few} x {few}",
+    )  # fmt: skip
+
+
 def eager_dtw_pairwise(x: Tensor) -> Tensor:
     """All pairs at once: the cost matrices [N, N, T, T], then one anti-diagonal after the other."""
     N, T, _ = x.shape
@@ -189,7 +273,7 @@ def eager_dtw_pairwise(x: Tensor) -> Tensor:
     return last[..., T].sqrt().fill_diagonal_(0)
 
 
-def dtw_pairwise_case(N: int, T: int, D: int, *, eager: bool) -> Case:
+def dtw_pairwise_cuda_case(N: int, T: int, D: int, *, eager: bool) -> Case:
     cells = N * (N - 1) // 2 * T * T
     return Case(
         "dtw_pairwise", dict(N=N, T=T, D=D), FP32,
@@ -211,8 +295,8 @@ CASES = {
         best_match_case(FP16, B=64, P=1369, D=768),
         nv12_case(FP16, B=64, H=1080, W=1920, S=224),
         derivatives_case("cuda", B=512, T=300, D=1024),
-        dtw_pairwise_case(N=48, T=300, D=2, eager=True),
-        dtw_pairwise_case(N=2000, T=300, D=2, eager=False),
+        dtw_pairwise_cuda_case(N=48, T=300, D=2, eager=True),
+        dtw_pairwise_cuda_case(N=2000, T=300, D=2, eager=False),
     ],
     "cpu": [
         similarity_case("position_similarity", FP32, T=40, P=256, D=384),
@@ -222,5 +306,9 @@ CASES = {
         best_match_case(FP32, B=4, P=1024, D=384),
         nv12_case(FP32, B=4, H=720, W=1280, S=224),
         derivatives_case("cpu", B=64, T=300, D=384),
+        dtw_pairwise_case(N=200, T=300, D=2, baseline="aeon"),
+        dtw_pairwise_case(N=200, T=300, D=2, radius=30, baseline="aeon"),
+        dtw_case(T=1000, D=2, baseline="aeon"),
+        dtw_pairwise_case(N=16, T=300, D=768, baseline="dtaidistance"),
     ],
 }

@@ -102,9 +102,10 @@ class Stopwatch:
         call(*inputs[0])  # compiles, loads, allocates
         peak, first = self._probe(call, inputs[-1])
         most = 10 if self.quick else 50
-        rounds = int(min(most, max(5, 2.0 / max(first, 1e-6))))
-        turns = cycle(inputs)
-        benchmark.pedantic(call, setup=lambda: (self._prepare(next(turns)), {}), rounds=rounds, warmup_rounds=1)
+        slow, turns = first > 1.0, cycle(inputs)
+        rounds = (1 if self.quick else 3) if slow else int(min(most, max(5, 2.0 / max(first, 1e-6))))
+        warmup = 0 if slow else 1  # what takes seconds is warm after two calls
+        benchmark.pedantic(call, setup=lambda: (self._prepare(next(turns)), {}), rounds=rounds, warmup_rounds=warmup)
         if benchmark.stats is None:
             pytest.skip("timing is disabled (--benchmark-disable)")
         return list(benchmark.stats.stats.data), peak

@@ -21,6 +21,7 @@ from vsim_fast.ops import _dispatch
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COMPILED = "torch compiled"
+THREADS = ", {} threads"
 
 
 def folder(op: str) -> str:
@@ -42,19 +43,20 @@ def providers(case: Case) -> list[str]:
     """The baseline comes first, so that later rows of the run can be compared with it."""
     usable = (name for name in _dispatch.IMPLS[case.op] if _dispatch.why_not(name, DEVICE) is None)
     ours = [f"vsim_fast:{name}" for name in usable if name not in case.without]
+    ours += [name + THREADS.format(count) for name in ours for count in case.threads if count > 1]
     if case.eager is None:
         return ours
-    return [case.baseline, *([COMPILED] if case.baseline == "torch eager" else []), *ours]
+    return [case.baseline, *case.peers, *([COMPILED] if case.baseline == "torch eager" else []), *ours]
 
 
 def provide(case: Case, provider: str):
     """The callable a provider stands for."""
-    if provider == case.baseline:
-        return case.eager
+    if provider in case.peers or provider == case.baseline:
+        return case.peers.get(provider, case.eager)
     if provider == COMPILED:
         return torch.compile(case.eager, dynamic=False)
     public = getattr(import_module(f"vsim_fast.ops.{folder(case.op)}"), case.op)
-    return partial(public, backend=provider.removeprefix("vsim_fast:"), **case.options)
+    return partial(public, backend=provider.removeprefix("vsim_fast:").partition(",")[0], **case.options)
 
 
 def leaves(result: object) -> list[torch.Tensor]:
@@ -64,7 +66,11 @@ def leaves(result: object) -> list[torch.Tensor]:
 
 
 def max_error(case: Case, call, inputs: tuple) -> float:
-    truth, got = leaves(case.oracle(*inputs)), leaves(call(*inputs))
+    try:
+        result = call(*inputs)
+    except ImportError as error:
+        pytest.skip(f"{error}; the extra bench brings it")
+    truth, got = leaves(case.oracle(*inputs)), leaves(case.sample(result))
     assert [t.shape for t in truth] == [g.shape for g in got]
     return max((g.double() - t).abs().max().item() for g, t in zip(got, truth, strict=True))
 
@@ -83,9 +89,18 @@ def test_op(case: Case, provider: str, benchmark, stopwatch, ceilings, recorder,
     torch.manual_seed(0)
     inputs = [case.draw(DEVICE) for _ in range(3 if DEVICE == "cuda" else 2)]
     call = provide(case, provider)
-    error = max_error(case, call, inputs[0])
-    seconds, peak_mib = stopwatch(benchmark, call, inputs)
-    rate, unit, of_ceiling = ceilings.compare(case.bytes, case.flops, median(seconds))
+    before = torch.get_num_threads()
+    wanted = (count for count in case.threads if provider.endswith(THREADS.format(count)))
+    torch.set_num_threads(next(wanted, 1) if case.threads else before)
+    try:
+        error = max_error(case, call, inputs[0])
+        seconds, peak_mib = stopwatch(benchmark, call, inputs)
+    finally:
+        torch.set_num_threads(before)
+    if case.cells:
+        rate, unit, of_ceiling = case.cells / median(seconds) / 1e9, "Gcells/s", None
+    else:
+        rate, unit, of_ceiling = ceilings.compare(case.bytes, case.flops, median(seconds))
     recorder.add(
         seconds, op=case.op, provider=provider, dtype=case.dtype_name, shape=case.shape_id, baseline=case.baseline,
         rate=rate, unit=unit, of_ceiling=of_ceiling, max_error=error, peak_mib=peak_mib, note=case.note,

@@ -98,14 +98,16 @@ void dtw_pairwise_cpu(const DtwSeries& x, const DtwSeries* against, const DtwOpt
   const std::vector<int64_t> row_order = by_length(rows), order = by_length(targets);
   const int64_t packs = (targets.count + kernels.lanes - 1) / kernels.lanes;
   const double cells = cells_of(rows, targets) / (triangle ? 2 : 1);
-  // Items of equal size: a pack against a run of rows, long enough that building the pack does not count.
+  // Items: a pack against a run of rows, short enough to keep all threads busy to the end, long enough that building the
+  // pack does not count.
+  const bool wide = o.D >= kDtwWide, single = wide && !steps;
   const int64_t most = threads_for(threads, rows.count * targets.count, cells, o.D);
-  const int64_t run = std::clamp<int64_t>(rows.count * packs / (8 * most), 16, 256), runs = (rows.count + run - 1) / run;
+  const int64_t run = std::clamp<int64_t>(rows.count * packs / (32 * most), single ? 1 : 4, 256);
+  const int64_t runs = (rows.count + run - 1) / run;
   const int64_t longest_row = longest_of(rows), longest = longest_of(targets);
   const int64_t workers_needed = std::min(most, std::max<int64_t>(1, packs * runs));
-  const bool wide = o.D >= kDtwWide;
-  auto all = workers(workers_needed, wide && !steps ? 0 : longest * o.D * kernels.lanes * sizeof(float),
-                     std::max(wide && !steps ? 0 : kernels.many_scratch(longest_row, longest),
+  auto all = workers(workers_needed, single ? 0 : longest * o.D * kernels.lanes * sizeof(float),
+                     std::max(single ? 0 : kernels.many_scratch(longest_row, longest),
                               kernels.single_scratch(longest_row, longest, o.D)));
   parallel_for(packs * runs, workers_needed, [&](int64_t item, int64_t thread) {
     const int64_t p = packs - 1 - item / runs, first = p * kernels.lanes;  // the long ones first
@@ -120,7 +122,7 @@ void dtw_pairwise_cpu(const DtwSeries& x, const DtwSeries* against, const DtwOpt
       int lane = triangle ? static_cast<int>(std::max<int64_t>(0, q + 1 - first)) : 0;  // the first wanted
       if (lane >= used) break;
       const float* row = at(rows, i, o);
-      if (!steps && (wide || used - lane < kernels.lanes / 4)) {
+      if (single || (!steps && used - lane < kernels.lanes / 4)) {
         for (; lane < used; ++lane) {
           const int64_t j = order[first + lane], m = targets.lengths[j];
           if (i == j && !against) continue;

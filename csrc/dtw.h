@@ -75,8 +75,8 @@ VSIM_HOST_DEVICE static inline DtwColumns dtw_columns(const DtwRegion& r, int64_
   int64_t first = i - r.below, last = i + r.above;
   if (r.slope > 0) {
     const double ratio = static_cast<double>(r.m - 1) / (r.n - 1), eps = 1e-9 * r.m, rest = (r.n - 1 - i) * ratio;
-    const int64_t bounds[4] = {-dtw_floor(-(i * ratio / r.slope - eps)), -dtw_floor(-(r.m - 1 - r.slope * rest - eps)),
-                               dtw_floor(i * ratio * r.slope + eps), dtw_floor(r.m - 1 - rest / r.slope + eps)};
+    const int64_t bounds[4] = {-dtw_floor(-(i * ratio - eps) / r.slope), -dtw_floor(-(r.m - 1 - r.slope * rest - eps)),
+                               dtw_floor(i * ratio * r.slope + eps), dtw_floor(r.m - 1 - (rest - eps) / r.slope)};
     first = bounds[0] > bounds[1] ? bounds[0] : bounds[1];
     last = bounds[2] < bounds[3] ? bounds[2] : bounds[3];
   }

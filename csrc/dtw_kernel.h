@@ -8,6 +8,7 @@
 
 namespace vsim::VSIM_ISA {
 namespace dtw {
+namespace {  // or the linker may merge what a template becomes under one instruction set into another
 
 constexpr int kRows = 4;
 constexpr int kGroups = 2;                  // vectors of lanes in `single`
@@ -723,6 +724,7 @@ float outside(const float* x, const float* lower, const float* upper, int64_t n,
   return all;
 }
 
+}  // namespace
 }  // namespace dtw
 
 const DtwKernels& dtw_kernels() {

@@ -13,6 +13,7 @@ import torch
 
 from vsim_fast.ops import _dispatch, dtw, dtw_knn, dtw_pairwise, dtw_path, soft_dtw
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # more of them have a test of their own
 OPS = ("dtw", "dtw_path", "dtw_pairwise", "dtw_knn")
 RTOL = 1e-5  # what the docstring promises
 NAN, INF = math.nan, math.inf
@@ -35,31 +36,36 @@ NO_CORE = _dispatch.why_not("cpp", "cpu")
 needs_core = pytest.mark.skipif(NO_CORE is not None, reason=str(NO_CORE))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small tensors: starting threads takes longer than the work. More of them have a test of their own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+KERNELS = ["portable", "avx2", "avx512", pytest.param("cuda", marks=pytest.mark.needs_cuda)]
 
 
-@pytest.fixture(params=["reference", "portable", "avx2", "avx512", pytest.param("cuda", marks=pytest.mark.needs_cuda)])
-def way(request, monkeypatch):
-    if request.param == "reference":
+def _way(name, monkeypatch):
+    if name == "reference":
         return Way("reference", "cpu")
-    if request.param == "cuda":
+    if name == "cuda":
         return Way("cuda", "cuda")
     if NO_CORE:
         pytest.skip(NO_CORE)
     from vsim_fast import _C
     from vsim_fast.ops.dtw import native_impl
 
-    if request.param not in _C.simd_levels():
-        pytest.skip(f"this CPU or build has no {request.param}")
+    if name not in _C.simd_levels():
+        pytest.skip(f"this CPU or build has no {name}")
     for op in OPS:
-        monkeypatch.setattr(native_impl, op, partial(getattr(native_impl, op), simd=request.param))
+        monkeypatch.setattr(native_impl, op, partial(getattr(native_impl, op), simd=name))
     return Way("cpp", "cpu")
+
+
+@pytest.fixture(params=["reference", *KERNELS])
+def way(request, monkeypatch):
+    """Every backend and instruction set."""
+    return _way(request.param, monkeypatch)
+
+
+@pytest.fixture(params=KERNELS)
+def kernel(request, monkeypatch):
+    """The same without the reference: where it is the oracle itself, or slow."""
+    return _way(request.param, monkeypatch)
 
 
 def series(lengths, dim, seed=0, scale=1.0):
@@ -142,6 +148,7 @@ OPTIONS = [
 ]  # fmt: skip
 
 
+OPEN = {"open_begin", "open_end", "subsequence"}
 TIE_OPTIONS = [{}, dict(normalize="path"), dict(subsequence=True, normalize="path"), dict(sakoe_chiba_radius=9)]
 BATCH_OPTIONS = [{}, dict(sakoe_chiba_radius=4), dict(normalize="path"), dict(subsequence=True)]
 
@@ -190,14 +197,14 @@ def ragged(cost, dim):
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 4, 5, 8, 17, 64, 300])
 @pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean", "cosine"])
-def test_dtw_matches_reference(way, cost, dim):
+def test_dtw_matches_reference(kernel, cost, dim):
     xs, ys, want = ragged(cost, dim)
-    got = dtw(way.cast(xs), way.cast(ys), cost=cost, root=False, backend=way.backend)
-    assert got.device.type == way.device
-    assert got.dtype == (torch.float64 if way.backend == "reference" else torch.float32)
+    got = dtw(kernel.cast(xs), kernel.cast(ys), cost=cost, root=False, backend=kernel.backend)
+    assert got.device.type == kernel.device
+    assert got.dtype == (torch.float64 if kernel.backend == "reference" else torch.float32)
     atol = 1e-6 if cost == "cosine" else 0  # a cosine is rounded at 1
     assert_close(got, want, atol=atol)
-    alone = dtw(way.cast(xs[6]), way.cast(ys[6]), cost=cost, root=False, backend=way.backend)
+    alone = dtw(kernel.cast(xs[6]), kernel.cast(ys[6]), cost=cost, root=False, backend=kernel.backend)
     assert alone.shape == () and torch.equal(alone, got[6])
 
 
@@ -209,17 +216,15 @@ def options_case(index):
 
 
 @pytest.mark.parametrize("index", range(len(OPTIONS)), ids=[option_id(options) for options in OPTIONS])
-def test_dtw_options_match_reference(way, index):
+def test_dtw_options_match_reference(kernel, index):
     xs, ys, want = options_case(index)
     options = OPTIONS[index]
-    got = dtw(way.cast(xs), way.cast(ys), **options, backend=way.backend)
+    got = dtw(kernel.cast(xs), kernel.cast(ys), **options, backend=kernel.backend)
     assert_close(got, want, atol=0 if options.get("cost") != "cosine" else 1e-3 if options.get("root") else 1e-6)
-    if way.backend == "reference":
-        return
-    matrix = dtw_pairwise(way.cast(xs), way.cast(ys), **options, backend=way.backend)
-    assert torch.equal(matrix.diagonal(), got)  # the same bits, whichever way a pair is reached
-    one, other = way.cast(xs[6]), way.cast(ys[6])
-    distance, path = dtw_path(one, other, **options, backend=way.backend)
+    matrix = dtw_pairwise(kernel.cast(xs), kernel.cast(ys), **options, backend=kernel.backend)
+    assert torch.equal(matrix.diagonal(), got)  # the same bits, whichever kernel a pair is reached
+    one, other = kernel.cast(xs[6]), kernel.cast(ys[6])
+    distance, path = dtw_path(one, other, **options, backend=kernel.backend)
     assert_close(distance, want[6], atol=1e-6)
     check_path(path, one, other, distance, options)
 
@@ -274,49 +279,51 @@ def without_dim(options):
 
 
 @pytest.mark.parametrize("index", range(len(TILE_OPTIONS)), ids=[option_id(options) for options in TILE_OPTIONS])
-def test_dtw_across_tiles(way, index):
-    if way.backend == "reference":
-        pytest.skip("the oracle itself")
+def test_dtw_across_tiles(kernel, index):
     xs, ys, want = tiled(index)
     options = without_dim(TILE_OPTIONS[index])
-    got = dtw(way.cast(xs), way.cast(ys), **options, backend=way.backend)
+    got = dtw(kernel.cast(xs), kernel.cast(ys), **options, backend=kernel.backend)
     assert_close(got, want)
     for k in (3, 7, 9):
-        alone = dtw(way.cast(xs[k]), way.cast(ys[k]), **options, backend=way.backend)
+        alone = dtw(kernel.cast(xs[k]), kernel.cast(ys[k]), **options, backend=kernel.backend)
         assert torch.equal(alone, got[k])
-        distance, path = dtw_path(way.cast(xs[k]), way.cast(ys[k]), **options, backend=way.backend)
+        distance, path = dtw_path(kernel.cast(xs[k]), kernel.cast(ys[k]), **options, backend=kernel.backend)
         assert_close(distance, want[k])
         check_path(path, xs[k], ys[k], distance, options)
 
 
-@pytest.mark.parametrize("options", TIE_OPTIONS, ids=option_id)
-def test_whole_numbers_are_exact(way, options):
-    """Sums of small whole numbers are exact in fp32, so that ties between paths are ties in every backend."""
+@cache
+def whole_numbers(index):
     xs = [x.round() for x in series((30, 47, 5, 390, 33, 64), 1, 7, 0.3)]
     ys = [y.round() for y in series((35, 40, 9, 400, 33, 100), 1, 8, 0.3)]
-    got = dtw(way.cast(xs), way.cast(ys), root=False, **options, backend=way.backend)
-    want = dtw(doubles(xs), doubles(ys), root=False, **options, backend="reference")
-    assert torch.equal(got.float().cpu(), want.float())
-    for x, y in zip(xs, ys, strict=True):
-        path = dtw_path(way.cast(x), way.cast(y), **options, backend=way.backend).path
-        oracle = dtw_path(x.double(), y.double(), **options, backend="reference").path
-        assert torch.equal(path.cpu(), oracle)
+    options = dict(root=False, **TIE_OPTIONS[index], backend="reference")
+    return xs, ys, [dtw_path(x.double(), y.double(), **options) for x, y in zip(xs, ys, strict=True)]
+
+
+@pytest.mark.parametrize("index", range(len(TIE_OPTIONS)), ids=[option_id(options) for options in TIE_OPTIONS])
+def test_whole_numbers_are_exact(kernel, index):
+    """Sums of small whole numbers are exact in fp32, so that ties between paths are ties in every backend."""
+    xs, ys, want = whole_numbers(index)
+    options = dict(root=False, **TIE_OPTIONS[index], backend=kernel.backend)
+    got = dtw(kernel.cast(xs), kernel.cast(ys), **options)
+    for x, y, distance, oracle in zip(xs, ys, got, want, strict=True):
+        assert distance == oracle.distance.float()
+        assert torch.equal(dtw_path(kernel.cast(x), kernel.cast(y), **options).path.cpu(), oracle.path)
+
+
+@cache
+def long_pairs(dim):
+    x, y = series((4000, 4000), dim, 9)
+    pairs = {
+        "biased": (x, x + 0.1), "far apart": (x, y + 1000), "random walk": (x, y), "unlike lengths": (x[:2501], y),
+    }  # fmt: skip
+    return {name: (a, b, hard(a.double().numpy(), b.double().numpy())) for name, (a, b) in pairs.items()}
 
 
 @pytest.mark.parametrize("dim", [1, 2, 32])
-def test_dtw_at_length_4000(way, dim):
-    if way.backend == "reference":
-        pytest.skip("the oracle is tested elsewhere; whole matrices of 4000 frames are slow")
-    (x, y) = series((4000, 4000), dim, 9)
-    pairs = {
-        "biased": (x, x + 0.1),
-        "far apart": (x, y + 1000),
-        "random walk": (x, y),
-        "unlike lengths": (x[:2501], y),
-    }
-    for name, (a, b) in pairs.items():
-        got = dtw(way.cast(a), way.cast(b), root=False, backend=way.backend)
-        want = hard(a.double().numpy(), b.double().numpy())
+def test_dtw_at_length_4000(kernel, dim):
+    for name, (a, b, want) in long_pairs(dim).items():
+        got = dtw(kernel.cast(a), kernel.cast(b), root=False, backend=kernel.backend)
         assert abs(got.item() / want - 1) <= RTOL, (name, got.item(), want)
 
 
@@ -335,70 +342,90 @@ def hard(x, y):
     return one[n]
 
 
-def test_one_frame_against_a_million(way):
-    if way.backend == "reference":
-        pytest.skip("holds a whole matrix and takes a step per frame")
+def test_one_frame_against_a_million(kernel):
     x, y = torch.rand(1_000_000, 1) + 0.5, torch.zeros(1, 1)
     want = x.double().square().sum()
     for a, b in ((x, y), (y, x)):
-        assert_close(dtw(way.cast(a), way.cast(b), root=False, backend=way.backend), want)
+        assert_close(dtw(kernel.cast(a), kernel.cast(b), root=False, backend=kernel.backend), want)
 
 
 # Invariances, bit for bit.
 
 
-@over_options
-def test_dtw_is_symmetric_bit_for_bit(way, options):
-    if way.backend == "reference" or options.keys() & {"open_begin", "open_end", "subsequence"}:
-        pytest.skip("no promise")
+@pytest.mark.parametrize("options", [o for o in OPTIONS if not o.keys() & OPEN], ids=option_id)
+def test_dtw_is_symmetric_bit_for_bit(kernel, options):
     dim = 2 if "cost" not in options else 19
     xs, ys = series((*RAGGED[0], 400, 390), dim, 10), series((*RAGGED[1], 385, 391), dim, 11)
-    call = partial(dtw, **options, backend=way.backend)
-    assert torch.equal(call(way.cast(xs), way.cast(ys)), call(way.cast(ys), way.cast(xs)))
-    pairwise = partial(dtw_pairwise, **options, backend=way.backend)
-    matrix = pairwise(way.cast(xs))
+    call = partial(dtw, **options, backend=kernel.backend)
+    assert torch.equal(call(kernel.cast(xs), kernel.cast(ys)), call(kernel.cast(ys), kernel.cast(xs)))
+    pairwise = partial(dtw_pairwise, **options, backend=kernel.backend)
+    matrix = pairwise(kernel.cast(xs))
     assert torch.equal(matrix, matrix.mT) and not matrix.diagonal().any()
     off = ~torch.eye(len(xs), dtype=torch.bool)
-    full = pairwise(way.cast(xs), way.cast(xs))
+    full = pairwise(kernel.cast(xs), kernel.cast(xs))
     assert torch.equal(matrix.cpu()[off], full.cpu()[off])
-    assert torch.equal(pairwise(way.cast(xs), way.cast(ys)), pairwise(way.cast(ys), way.cast(xs)).mT)
+    assert torch.equal(pairwise(kernel.cast(xs), kernel.cast(ys)), pairwise(kernel.cast(ys), kernel.cast(xs)).mT)
 
 
 @pytest.mark.parametrize("options", BATCH_OPTIONS, ids=option_id)
 @pytest.mark.parametrize("dim", [1, 2, 40])
-def test_a_pair_does_not_depend_on_its_batch(way, dim, options):
-    if way.backend == "reference" and (dim != 2 or options):
-        pytest.skip("one of them is enough")
+def test_a_pair_does_not_depend_on_its_batch(kernel, dim, options):
     xs, ys = series([30 + k % 7 for k in range(40)], dim, 12), series([33 - k % 5 for k in range(40)], dim, 13)
-    call = partial(dtw, **options, backend=way.backend)
-    together = call(way.cast(xs), way.cast(ys))
-    assert torch.equal(call(way.cast(xs[::-1]), way.cast(ys[::-1])), together.flip(0))
+    call = partial(dtw, **options, backend=kernel.backend)
+    together = call(kernel.cast(xs), kernel.cast(ys))
+    assert torch.equal(call(kernel.cast(xs[::-1]), kernel.cast(ys[::-1])), together.flip(0))
     for k in (0, 1, 15, 16, 17, 39):
-        assert torch.equal(call(way.cast(xs[k]), way.cast(ys[k])), together[k])
-    assert torch.equal(call(way.cast(xs[3:20]), way.cast(ys[3:20])), together[3:20])
+        assert torch.equal(call(kernel.cast(xs[k]), kernel.cast(ys[k])), together[k])
+    assert torch.equal(call(kernel.cast(xs[3:20]), kernel.cast(ys[3:20])), together[3:20])
 
 
-def test_a_row_does_not_depend_on_its_neighbours(way):
-    if way.backend == "reference":
-        pytest.skip("no lanes")
+@pytest.mark.parametrize("dim", [1, 2, 3, 7])
+def test_short_pairs_are_the_same_bits_everywhere(kernel, dim):
+    """One or two cells leave nothing to hide an instruction fused in one kernel and not in another."""
+    xs, ys = series([1, 2, 1] * 30, dim, 38), series([1, 1, 2] * 30, dim, 39)
+    for options in (
+        {},
+        dict(normalize="path"),
+        dict(open_end=True),
+        dict(sakoe_chiba_radius=0),
+        dict(cost="euclidean"),
+    ):
+        call = partial(dtw, root=False, **options, backend=kernel.backend)
+        got = call(kernel.cast(xs), kernel.cast(ys))
+        matrix = dtw_pairwise(kernel.cast(xs), kernel.cast(ys), root=False, **options, backend=kernel.backend)
+        assert torch.equal(matrix.diagonal(), got)
+        if "open_end" not in options:
+            assert torch.equal(call(kernel.cast(ys), kernel.cast(xs)), got)
+
+
+def test_a_pair_does_not_depend_on_longer_neighbours(kernel):
+    x, y = series((800, 30), 2, 40)
+    near, far = series((700,), 2, 41, 0.01), series((390,), 2, 42, 9.0)
+    want = dtw(kernel.cast(x), kernel.cast(y), backend=kernel.backend)
+    for others in (near, far, [*near, *far]):
+        ys = [y, *(others * 16)][:16]
+        assert dtw_pairwise(kernel.cast([x] * 3), kernel.cast(ys), backend=kernel.backend)[1, 0] == want
+        assert dtw_pairwise(kernel.cast(ys), kernel.cast([x]), backend=kernel.backend)[0, 0] == want
+
+
+def test_a_row_does_not_depend_on_its_neighbours(kernel):
     xs = series([int(n) for n in torch.randint(1, 60, (37,), generator=torch.Generator().manual_seed(0))], 3, 14)
-    matrix = dtw_pairwise(way.cast(xs), backend=way.backend)
+    matrix = dtw_pairwise(kernel.cast(xs), backend=kernel.backend)
     for i, j in ((0, 36), (5, 17), (36, 20), (30, 31)):
-        assert torch.equal(dtw(way.cast(xs[i]), way.cast(xs[j]), backend=way.backend), matrix[i, j])
+        assert torch.equal(dtw(kernel.cast(xs[i]), kernel.cast(xs[j]), backend=kernel.backend), matrix[i, j])
     order = torch.randperm(37, generator=torch.Generator().manual_seed(1))
-    shuffled = dtw_pairwise(way.cast([xs[k] for k in order]), backend=way.backend)
+    shuffled = dtw_pairwise(kernel.cast([xs[k] for k in order]), backend=kernel.backend)
     assert torch.equal(shuffled, matrix[order.to(matrix.device)][:, order.to(matrix.device)])
 
 
 @needs_core
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", ["dtw", "dtw_pairwise", "dtw_knn"])
 def test_dtw_does_not_depend_on_threads(op, monkeypatch):
     from vsim_fast.ops.dtw import native_impl
 
     xs, ys = series([40 + k for k in range(40)], 2, 15), series([60 - k for k in range(40)], 2, 16)
     call = {
         "dtw": lambda: dtw(xs, ys, backend="cpp"),
-        "dtw_path": lambda: dtw_path(xs[0], ys[0], backend="cpp"),
         "dtw_pairwise": lambda: (dtw_pairwise(xs, backend="cpp"), dtw_pairwise(xs, ys, backend="cpp")),
         "dtw_knn": lambda: dtw_knn(xs, ys, 3, sakoe_chiba_radius=5, backend="cpp"),
     }[op]
@@ -488,7 +515,7 @@ def test_nothing_in_nothing_out(way):
 
 def test_equal_series_are_at_zero(way):
     for dim in (1, 2, 30):
-        xs = series((1, 17, 400), dim, 20)
+        xs = series((1, 17, 40 if way.backend == "reference" else 400), dim, 20)
         for cost in ("sqeuclidean", "euclidean"):
             assert not dtw(way.cast(xs), way.cast(xs), cost=cost, backend=way.backend).any()
 
@@ -572,6 +599,22 @@ def test_a_pair_without_a_path_is_far_among_pairs_with_one(way, rows, longer):
     assert_close(dtw_knn(way.cast([x]), way.cast(candidates), 3, **options).distances[0], want.sort().values)
 
 
+def test_slopes_between_short_lengths(kernel):
+    """Whole rows that no path may touch: there is no kernel across them."""
+    lengths = range(1, 9)
+    xs, ys = series(lengths, 2, 36), series(lengths, 2, 37)
+    for slope in (1, 1.3, 2.0, 3.0):
+        call = partial(dtw_pairwise, itakura_max_slope=slope)
+        costs = [[(a[:, None] - b).square().sum(-1).tolist() for b in doubles(ys)] for a in doubles(xs)]
+        want = torch.tensor([[by_definition(c, dict(itakura_max_slope=slope))[0] for c in row] for row in costs]).sqrt()
+        assert_close(call(kernel.cast(xs), kernel.cast(ys), backend=kernel.backend), want)
+        for k in range(0, len(xs), 2):
+            for other in (ys[max(0, k - 1)], ys[k]):
+                got = dtw_path(kernel.cast(xs[k]), kernel.cast(other), itakura_max_slope=slope, backend=kernel.backend)
+                assert_close(got.distance, want[k, len(other) - 1])
+                check_path(got.path, xs[k], other, got.distance, dict(itakura_max_slope=slope))
+
+
 # Nearest neighbours.
 
 
@@ -601,39 +644,39 @@ def neighbourhood(kind, dim, radius):
 @pytest.mark.parametrize("radius", [None, 0, 3, 0.1])
 @pytest.mark.parametrize("dim", [1, 2, 8])
 @pytest.mark.parametrize("kind", ["smooth", "random"])
-def test_knn_is_exact(way, kind, dim, radius):
-    if way.backend == "reference" and (radius != 3 or dim != 2):
-        pytest.skip("brute force itself, and slow")
+def test_knn_is_exact(kernel, kind, dim, radius):
     queries, candidates, distances = neighbourhood(kind, dim, radius)
     want = distances.sort(dim=1, stable=True)
     for k in (1, 5, len(candidates)):
-        if k > 5 and way.backend == "reference":
-            continue
-        got = dtw_knn(way.cast(queries), way.cast(candidates), k, sakoe_chiba_radius=radius, backend=way.backend)
+        got = dtw_knn(
+            kernel.cast(queries), kernel.cast(candidates), k, sakoe_chiba_radius=radius, backend=kernel.backend
+        )
         assert torch.equal(got.indices.cpu(), want.indices[:, :k])
         assert_close(got.distances, want.values[:, :k])
 
 
 @pytest.mark.parametrize("radius", [None, 1, 6])
-def test_knn_breaks_ties_by_index(way, radius):
+def test_knn_breaks_ties_by_index(kernel, radius):
     queries = [x.round() for x in series([12] * 6, 1, 28, 0.4)]
     candidates = [x.round() for x in series([10 + k % 5 for k in range(60)], 1, 29, 0.4)]
     candidates[40:50] = candidates[:10]
     distances = exact(queries, candidates, radius)
-    assert len(distances[0].unique()) < 40  # many ties
+    assert len(distances[0].unique()) < 0.7 * len(candidates)  # many ties
     want = distances.sort(dim=1, stable=True).indices
-    for k in (1, 7, 60):
-        got = dtw_knn(way.cast(queries), way.cast(candidates), k, sakoe_chiba_radius=radius, backend=way.backend)
+    for k in (1, 7, len(candidates)):
+        got = dtw_knn(
+            kernel.cast(queries), kernel.cast(candidates), k, sakoe_chiba_radius=radius, backend=kernel.backend
+        )
         assert got.indices.tolist() == want[:, :k].tolist()
 
 
 @pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean", "cosine"])
 @pytest.mark.parametrize("options", [dict(root=False), dict(root=True), dict(itakura_max_slope=3.0)], ids=option_id)
-def test_knn_costs_and_options(way, cost, options):
+def test_knn_costs_and_options(kernel, cost, options):
     queries, candidates = smooth(3, 4, 30), smooth(20, 4, 31)
     call = partial(dtw_knn, k=4, cost=cost, **options)
-    got = call(way.cast(queries), way.cast(candidates), backend=way.backend)
-    want = dtw_pairwise(way.cast(queries), way.cast(candidates), cost=cost, **options, backend=way.backend)
+    got = call(kernel.cast(queries), kernel.cast(candidates), backend=kernel.backend)
+    want = dtw_pairwise(kernel.cast(queries), kernel.cast(candidates), cost=cost, **options, backend=kernel.backend)
     order = want.sort(dim=1, stable=True)
     assert torch.equal(got.indices, order.indices[:, :4]) and torch.equal(got.distances, order.values[:, :4])
 
@@ -645,13 +688,13 @@ def test_knn_where_no_path_exists(way):
     assert got.indices[0, 2:].tolist() == [1, 3] and (got.distances[0] == INF).tolist() == [False, False, True, True]
 
 
-def test_knn_of_long_series(way):
-    if way.backend == "reference":
-        pytest.skip("slow")
+def test_knn_of_long_series(kernel):
     queries, candidates = series((500,), 2, 34), series((500, 400, 385, 800, 450), 2, 35)
     for radius in (None, 20):
         distances = exact(queries, candidates, radius)
-        got = dtw_knn(way.cast(queries), way.cast(candidates), 5, sakoe_chiba_radius=radius, backend=way.backend)
+        got = dtw_knn(
+            kernel.cast(queries), kernel.cast(candidates), 5, sakoe_chiba_radius=radius, backend=kernel.backend
+        )
         assert torch.equal(got.indices.cpu(), distances.sort(dim=1).indices)
         assert_close(got.distances, distances.sort(dim=1).values)
 

@@ -10,6 +10,8 @@ import torch
 
 from vsim_fast.ops import dtw, soft_dtw
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def by_recursion(x, y, gamma, cost="sqeuclidean", radius=None):
     """The definition, one cell at a time, for autograd to differentiate."""

@@ -18,7 +18,7 @@ from vsim_fast.ops.dtw._series import Costs, Options, Series, given_costs, is_nu
 
 class WarpingPath(NamedTuple):
     distance: Any
-    """As `dtw` gives it."""
+    """As `dtw` gives it, to within rounding: totals are float64 here."""
     path: Any
     """int64 [L, 2], cells (frame of x, frame of y) from the first to the last; [0, 2] where no path exists."""
 

@@ -129,7 +129,7 @@ def parse_options(
     return Options(
         euclidean=cost == "euclidean", scale=0.5 if cost == "cosine" else 1.0,
         root=cost == "sqeuclidean" if root is None else bool(root),
-        radius=min(radius, 2**30), fraction=fraction, slope=float(itakura_max_slope or 0),
+        radius=min(radius, 2**30), fraction=fraction, slope=min(float(itakura_max_slope or 0), 2.0**30),
         open_begin=open_begin, open_end=open_end, normalize=normalize or "none",
     )  # fmt: skip
 
@@ -276,9 +276,10 @@ def unit_frames(rows: Series, other: Series) -> tuple[Series, Series]:
     """
 
     def unit(one: Series) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(one.values.dtype, torch.float32)  # units in half precision would lose the angle
         norm = torch.linalg.vector_norm(one.values.double(), dim=1, keepdim=True)
         zero = norm == 0
-        return (one.values.double() / norm.masked_fill(zero, 1)).to(one.values.dtype), zero.to(one.values.dtype)
+        return (one.values.double() / norm.masked_fill(zero, 1)).to(dtype), zero.to(dtype)
 
     (a, a_zero), (b, b_zero) = unit(rows), unit(other)
     if a_zero.any() or b_zero.any():
