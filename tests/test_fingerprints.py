@@ -187,6 +187,29 @@ def test_units():
     assert line.path_length == pytest.approx(line.extent[1])
 
 
+def turned(path, degrees):
+    turn = math.radians(degrees)
+    matrix = torch.tensor([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]], dtype=torch.float64)
+    return path @ matrix
+
+
+def test_one_aspect_off_by_its_unit_halves_the_score():
+    fingerprint = TrajectoryFingerprint()
+    t = torch.linspace(0, 1, 100, dtype=torch.float64)
+    line, diagonal = torch.stack((t, torch.zeros_like(t)), 1), torch.stack((t, t), 1)
+    arc, more = (0.3 * torch.stack(((turns * t).cos(), (turns * t).sin()), 1) for turns in (2 * math.pi, 3 * math.pi))
+    for one, other, score in (
+        (line / 4, line / 2, 0.57),
+        (arc, more, 0.47),
+        (diagonal, turned(diagonal, 30), 0.42),
+        (line, turned(line, 15), 0.26),
+        (line, -line, 0.06),
+    ):
+        assert fingerprint.compare(fingerprint.compute(one), fingerprint.compute(other)) == pytest.approx(
+            score, abs=0.01
+        )
+
+
 @pytest.mark.parametrize("name", DRAWN)
 def test_backwards(name):
     """Turns and directions change sign, lengths and speeds do not."""
