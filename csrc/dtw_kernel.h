@@ -59,7 +59,8 @@ VSIM_INLINE void relax(Vec diagonal, Vec above, Vec before, Vec cost, Vec diagon
 
 // ---- many pairs, one per lane --------------------------------------------------------------------------------------
 
-// Columns of each row that any lane, and that every lane may touch, and per lane.
+// Columns of each row that any lane, and that every lane may touch. `any` never goes back from row to row, so that what
+// lies outside is never read again, though a lane may have rows without columns between others.
 struct RowRange {
   int32_t any_first, any_last, all_first, all_last;
 };
@@ -144,8 +145,6 @@ VSIM_INLINE void block(const Tile& t, int64_t r, const Space& z, Vec& corner, Ve
       all_begin = larger(all_begin, z.range[i + k].all_first - t.column);
       all_end = smaller(all_end, z.range[i + k].all_last + 1 - t.column);
     }
-    if (begin >= kNever - t.column)  // rows that no path may touch: nothing continues below them
-      for (int64_t c = 0; c < t.columns; ++c) z.bound[c] = splat(kInf);
     begin = larger(0, smaller(begin, t.columns));
     end = larger(begin, smaller(end, t.columns));
     all_begin = larger(begin, smaller(all_begin, end));
@@ -202,7 +201,7 @@ void find_ranges(const DtwPack& p, const DtwOptions& o, int64_t n, const Space& 
     uniform = uniform && p.lengths[k] == p.lengths[0];
   }
   for (int64_t i = 0; i < n; ++i) {
-    RowRange range{(int32_t)kNever, -1, 0, (int32_t)kNever};
+    RowRange range{(int32_t)kNever, i > 0 ? z.range[i - 1].any_last : -1, 0, (int32_t)kNever};
     Int first{}, span{};
     for (int64_t k = 0; k < (uniform ? 1 : L); ++k) {
       DtwColumns c = dtw_columns(region[k], i);
@@ -218,6 +217,8 @@ void find_ranges(const DtwPack& p, const DtwOptions& o, int64_t n, const Space& 
     z.first[i] = uniform ? splat_int(first[0]) : first;
     z.span[i] = uniform ? splat_int(span[0]) : span;
   }
+  for (int64_t i = n - 1; i > 0; --i)
+    z.range[i - 1].any_first = (int32_t)smaller(z.range[i - 1].any_first, z.range[i].any_first);
 }
 
 struct Cursor {  // hands out aligned pieces of scratch; with null it only counts

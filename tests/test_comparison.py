@@ -162,7 +162,7 @@ def test_judge(semantic, order, judged, fusion, verdict):
         ({"threshold": -1}, r"threshold must be in 0\.\.1, got -1"),
         ({"max_frames": 1}, "max_frames must be 2 or more, got 1"),
         ({"fps": 0}, "fps"),
-        ({"sample_rate": 0}, "stride"),
+        ({"sample_rate": 0}, "sample_rate must be 1 or more, got 0"),
     ],
 )
 def test_bad_options_are_named_before_anything_is_read(encoder, options, message):

@@ -187,6 +187,29 @@ def test_units():
     assert line.path_length == pytest.approx(line.extent[1])
 
 
+def turned(path, degrees):
+    turn = math.radians(degrees)
+    matrix = torch.tensor([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]], dtype=torch.float64)
+    return path @ matrix
+
+
+def test_one_aspect_off_by_its_unit_halves_the_score():
+    fingerprint = TrajectoryFingerprint()
+    t = torch.linspace(0, 1, 100, dtype=torch.float64)
+    line, diagonal = torch.stack((t, torch.zeros_like(t)), 1), torch.stack((t, t), 1)
+    arc, more = (0.3 * torch.stack(((turns * t).cos(), (turns * t).sin()), 1) for turns in (2 * math.pi, 3 * math.pi))
+    for one, other, score in (
+        (line / 4, line / 2, 0.57),
+        (arc, more, 0.47),
+        (diagonal, turned(diagonal, 30), 0.42),
+        (line, turned(line, 15), 0.26),
+        (line, -line, 0.06),
+    ):
+        assert fingerprint.compare(fingerprint.compute(one), fingerprint.compute(other)) == pytest.approx(
+            score, abs=0.01
+        )
+
+
 @pytest.mark.parametrize("name", DRAWN)
 def test_backwards(name):
     """Turns and directions change sign, lengths and speeds do not."""
@@ -418,7 +441,8 @@ def test_numpy_and_other_dtypes():
     a, b = (TrajectoryFingerprint().compute(value).vector for value in (lr.numpy(), lr))
     assert torch.equal(a, b)
     assert a.dtype == torch.float32
-    for value in (x.numpy(), x.double(), x.numpy().astype(np.float64)[:, ::-1][:, ::-1]):
+    backwards = x.flip(0).numpy().astype(np.float64)[::-1]
+    for value in (x.numpy(), x.double(), backwards, np.asfortranarray(x), x.numpy().astype(">f4")):
         assert torch.equal(
             TemporalDerivativeFingerprint().compute(value).vector, TemporalDerivativeFingerprint().compute(x).vector
         )
@@ -495,6 +519,14 @@ def test_bad_windows():
     one, other = (MultiScaleDerivativeFingerprint([window]).compute(walk(9, 3)) for window in (1, 2))
     with pytest.raises(ValueError, match=r"share no window: \[1\] and \[2\]"):
         MultiScaleDerivativeFingerprint([1, 2]).compare(one, other)
+    for fingerprint, other in (
+        (TemporalDerivativeFingerprint(), TemporalDerivativeFingerprint(compat=True).compute(walk(9, 3))),
+        (TemporalDerivativeFingerprint(), TemporalDerivativeFingerprint(include_direction=False).compute(walk(9, 3))),
+        (TemporalDerivativeFingerprint(), TemporalDerivativeFingerprint().compute(walk(9, 4))),
+        (MultiScaleDerivativeFingerprint(), MultiScaleDerivativeFingerprint().compute(walk(9, 4))),
+    ):
+        with pytest.raises(ValueError, match="must come from one configuration"):
+            fingerprint.compare(fingerprint.compute(walk(9, 3)), other)
     with pytest.raises(ValueError, match="one configuration, got vectors of 14 and 11"):
         fingerprint = TrajectoryFingerprint()
         other = TrajectoryFingerprint(use_curvature=False)

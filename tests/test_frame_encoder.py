@@ -139,6 +139,8 @@ def test_centroids_by_hand():
 
 def test_even_attention_lies_in_the_middle():
     even = torch.full((1, 196), 1 / 196)
+    assert attention_centroids(even * 1e-35, (14, 14)).tolist() == [[pytest.approx(0.5)] * 2]
+    assert attention_centroids(even * math.nan, (14, 14)).isnan().all()  # what follows tells of it
     assert attention_centroids(even, (14, 14)).tolist() == [[pytest.approx(0.5)] * 2]
     assert attention_centroids(even, (14, 14), compat=True).tolist() == [[pytest.approx(13 / 28)] * 2]
     with pytest.raises(ValueError, match=r"\[T, 195\]"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vsim_fast.errors import UsageError
+from vsim_fast.errors import OutputError, UsageError
 from vsim_fast.ops.dtw import dtw_pairwise_blocks, pair_blocks
 from vsim_fast.store import atomic_path, output_errors, sync
 
@@ -41,29 +43,29 @@ def dtw_matrix(
     Returns:
         float32 [N, M] or [N, N], mapped from the file, read-only.
     Raises:
-        UsageError: the partial result at `path` belongs to other data or options.
+        UsageError: the partial result at `path` belongs to other data or options, or another run is writing it.
         ValueError, TypeError: as `dtw_pairwise`.  OutputError: the file cannot be written.
     Memory: the sequences, one block, and whatever part of the file the system keeps in its cache.
     """
     path = Path(path)
     partial, journal = (path.with_name(path.name + ending) for ending in (".partial", ".journal"))
+    if "skip" in options:
+        raise TypeError("skip is not an option of dtw_matrix: it goes on by itself")
+    dtw_pairwise_blocks(x, y, block=block, **options)  # wrong arguments raise before a file is made
     rows, columns = len(x), len(x if y is None else y)
     mirrored = y is None and not any(options.get(name) for name in ("open_begin", "open_end", "subsequence"))
     key = _digest(x, y, block, options)
-    dtw_pairwise_blocks(x, y, block=block, **options)  # wrong arguments raise before a file is made
-    done = 0
-    if journal.exists() and partial.exists():
-        found = json.loads(journal.read_text())
-        if found["key"] != key:
-            raise UsageError(f"{partial} belongs to other sequences or options; remove it or choose another path")
-        done = found["blocks"]
     total = rows * (rows - 1) // 2 if mirrored else rows * columns
-    with output_errors(path):
-        if not done:
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: cannot be written: it exists and is no file")
+    with output_errors(path), _claimed(partial):
+        done = _blocks_done(partial, journal, key, rows * columns * 4)
+        if done:
+            out = np.lib.format.open_memmap(partial, "r+")
+        else:
             journal.unlink(missing_ok=True)
-        mode = "r+" if done else "w+"
-        shape = None if done else (rows, columns)
-        out = np.lib.format.open_memmap(partial, mode, dtype=np.float32, shape=shape)
+            out = np.lib.format.open_memmap(partial, "w+", dtype=np.float32, shape=(rows, columns))
+            _reserve(partial)
         counted = sum(_pairs(*at, mirrored) for at in islice(pair_blocks(rows, columns, block, mirrored), done))
         start, before, saved = time.perf_counter(), counted, time.perf_counter()
 
@@ -94,6 +96,43 @@ def dtw_matrix(
         os.replace(partial, path)
         journal.unlink(missing_ok=True)
     return np.load(path, mmap_mode="r")
+
+
+@contextmanager
+def _claimed(partial: Path) -> Iterator[None]:
+    """One run at a time: two would write over each other's blocks."""
+    with open(partial, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{partial} is being written by another run; wait for it or choose another path") from None
+        yield
+
+
+def _blocks_done(partial: Path, journal: Path, key: str, least_size: int) -> int:
+    """Blocks that an earlier run has saved."""
+    if not journal.exists():
+        return 0
+    try:
+        found = json.loads(journal.read_text())
+        owner, done = found["key"], int(found["blocks"])
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{journal} is damaged; remove it to begin anew") from None
+    if partial.stat().st_size <= least_size:  # lost, or cut short in copying
+        return 0
+    if done and owner != key:
+        raise UsageError(f"{partial} belongs to other sequences or options; remove it or choose another path")
+    return done
+
+
+def _reserve(file: Path) -> None:
+    """Space on the disk: where it ends, writing to mapped memory would kill the process."""
+    with open(file, "r+b") as handle:
+        try:
+            os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
+        except OSError:
+            file.unlink()
+            raise
 
 
 def _pairs(at: slice, over: slice, mirrored: bool) -> int:

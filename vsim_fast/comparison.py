@@ -477,6 +477,8 @@ def compare_settings(
         raise UsageError(f"threshold must be in 0..1, got {threshold}")
     if max_frames < 2:
         raise UsageError(f"max_frames must be 2 or more, got {max_frames}")
+    if sample_rate is not None and not sample_rate >= 1:
+        raise UsageError(f"sample_rate must be 1 or more, got {sample_rate}")
     settings = {
         "fps": None if sample_rate else fps, "sample_rate": sample_rate, "max_frames": max_frames, "alpha": alpha,
         "threshold": threshold, "content_threshold": CONTENT_THRESHOLD,

@@ -172,7 +172,7 @@ def attention_centroids(attention: Tensor, grid: tuple[int, int], *, compat: boo
     if compat:
         weights, shift = weights / (total + 1e-8), 0.0
     else:
-        weights, shift = torch.where(total > 0, weights / total.clamp_min(1e-30), 1 / (rows * columns)), 0.5
+        weights, shift = torch.where(total == 0, 1 / (rows * columns), weights / total), 0.5
     maps = weights.unflatten(1, grid)
     x = (torch.arange(columns, device=maps.device) + shift) / columns
     y = (torch.arange(rows, device=maps.device) + shift) / rows

@@ -588,6 +588,17 @@ def test_no_path_between_slopes(way):
     assert dtw_pairwise(way.cast([x, y]), itakura_max_slope=1.0, backend=way.backend)[0, 1] == INF
 
 
+@pytest.mark.parametrize("rows, longer", [(3, 100), (3, 30), (11, 60)])
+def test_a_pair_without_a_path_is_far_among_pairs_with_one(way, rows, longer):
+    x, *candidates = (one.round() for one in series((rows, 2, longer, longer), 1, 24))
+    want = torch.stack([dtw(x, y, itakura_max_slope=3.0, backend="reference") for y in candidates])
+    assert want[0] == INF
+    options = dict(itakura_max_slope=3.0, backend=way.backend)
+    assert_close(dtw_pairwise(way.cast([x]), way.cast(candidates), **options)[0], want)
+    assert_close(dtw_pairwise(way.cast(candidates), way.cast([x]), **options)[:, 0], want)
+    assert_close(dtw_knn(way.cast([x]), way.cast(candidates), 3, **options).distances[0], want.sort().values)
+
+
 def test_slopes_between_short_lengths(kernel):
     """Whole rows that no path may touch: there is no kernel across them."""
     lengths = range(1, 9)
@@ -757,6 +768,7 @@ def test_rejects_arrays_of_numpy():
         (dict(itakura_max_slope=INF), ValueError, "itakura_max_slope must be a number >= 1, got inf"),
         (dict(itakura_max_slope="2"), TypeError, "itakura_max_slope must be a number >= 1, got str"),
         (dict(itakura_max_slope=2.0, sakoe_chiba_radius=1), ValueError, "not both"),
+        (dict(root="yes"), TypeError, "root must be True or False, got 'yes'"),
         (dict(cost="manhattan"), ValueError, "cost must be one of sqeuclidean, .*, got 'manhattan'"),
         (dict(backend="gpu"), ValueError, "backend must be one of .*, got 'gpu'"),
     ],
@@ -777,6 +789,9 @@ def test_every_op_rejects_options(change, error, message):
         (dict(normalize="mean"), ValueError, "normalize must be None, 'path' or 'length', got 'mean'"),
         (dict(normalize="length", open_end=True), ValueError, "normalize='length' needs both ends matched"),
         (dict(itakura_max_slope=2.0, subsequence=True), ValueError, "itakura_max_slope needs both ends matched"),
+        (dict(subsequence=None), TypeError, "subsequence must be True or False, got None"),
+        (dict(x=X.to("meta")), TypeError, "x must be a dense tensor with data"),
+        (dict(x=X.to_sparse()), TypeError, "x must be a dense tensor with data"),
         (dict(y=None), TypeError, "y is missing"),
         (dict(y=[X]), ValueError, "both be one sequence or both a batch"),
         (dict(x=[X], y=P), ValueError, "must hold as many sequences, got 1 and 3; see dtw_pairwise"),

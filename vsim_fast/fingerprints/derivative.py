@@ -145,6 +145,7 @@ class TemporalDerivativeFingerprint:
         """
         if metric is not None or self.compat:
             return vector_similarity(a.vector, b.vector, metric or "cosine", compat=self.compat)
+        _check_one_configuration(a, b)
         if not self.include_direction:
             return 1 - (a.vector - b.vector).abs().max().item()
         return _similarity([cosine(a.mean_direction, b.mean_direction), *_profile_cosines(a, b)])
@@ -255,6 +256,7 @@ class MultiScaleDerivativeFingerprint:
         ]
         if not shared:
             raise ValueError(f"fingerprints share no window: {list(a.scales)} and {list(b.scales)}")
+        _check_one_configuration(*shared[0])
         directions = [cosine(one.mean_direction, other.mean_direction) for one, other in shared]
         return _similarity([sum(directions) / len(directions), *_profile_cosines(*shared[0])])
 
@@ -262,6 +264,12 @@ class MultiScaleDerivativeFingerprint:
 def _check_natural(name: str, value: object) -> None:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+def _check_one_configuration(a: DerivativeFingerprint, b: DerivativeFingerprint) -> None:
+    if a.vector.shape != b.vector.shape or (a.profile is None) != (b.profile is None):
+        kinds = (f"{len(one.vector)} numbers, {'without' if one.profile is None else 'with'} profile" for one in (a, b))
+        raise ValueError(f"fingerprints must come from one configuration and encoder, got {' and '.join(kinds)}")
 
 
 def _profile(x: Tensor) -> tuple[Tensor, Tensor]:

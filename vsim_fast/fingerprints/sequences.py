@@ -28,7 +28,9 @@ def as_sequence(name: str, value: Any, dtype: torch.dtype, *, frames: int = 1, d
         raise TypeError(f"{name} must be a NumPy array or a tensor, got {type(value).__name__}")
     if not (value.is_floating_point() if isinstance(value, Tensor) else np.issubdtype(value.dtype, np.floating)):
         raise TypeError(f"{name} must be floating-point, got {str(value.dtype).removeprefix('torch.')}")
-    x = (torch.tensor(value) if isinstance(value, np.ndarray) else value.detach()).to(dtype)
+    if isinstance(value, np.ndarray):  # of any layout and byte order
+        value = torch.from_numpy(np.array(value, dtype=np.float64, order="C"))
+    x = value.detach().to(dtype)
     if x.ndim != 2 or x.shape[1] == 0 or dim not in (None, x.shape[1]):
         raise ValueError(f"{name} must be [T, {'D' if dim is None else dim}], got shape {tuple(x.shape)}")
     if len(x) < frames:

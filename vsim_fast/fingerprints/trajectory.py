@@ -58,9 +58,9 @@ class MotionFingerprint:
 class TrajectoryFingerprint:
     """Fingerprint of a trajectory of attention centroids.
 
-    The mended reading (default) first reduces the clip to 16 mean points, so that it depends neither on playback speed
-    nor on sampling, and per-frame noise of half a step is averaged out. It counts turns with their sign and does not
-    count turns that are no larger than the noise makes.
+    The mended reading (default) first reduces the clip to 16 mean points, so that from about 24 frames on it depends
+    neither on playback speed nor on sampling, and per-frame noise of half a step is averaged out. It counts turns with
+    their sign and does not count turns that are no larger than the noise makes.
 
     Args:
         use_velocity, use_acceleration, use_curvature: which statistics to include; each needs those before it.
@@ -121,9 +121,10 @@ class TrajectoryFingerprint:
         """Similarity of two fingerprints of this configuration.
 
         Mended, without a metric: 2^-|a - b| of the scaled vectors, in [0, 1]. 1: the same motion; 0.5: one aspect off
-        by its unit, such as a path twice as long and wide, half a turn more, or headed 30 degrees elsewhere; 0.1 and
-        less: another motion, such as the opposite direction or sense of rotation. Moving the path does not change it,
-        nor does tempo. A path that returns to its start without turning on the whole is like its own reverse.
+        by its unit, such as a path twice as long and wide, half a turn more, or headed 30 degrees elsewhere in a box of
+        the same sides; 0.1 and less: another motion, such as the opposite direction or sense of rotation. Moving the
+        path does not change it, nor does tempo. A path that returns to its start without turning on the whole is like
+        its own reverse; a line along an axis changes its box with its heading, 15 degrees leave 0.26.
 
         metric: "cosine" or "euclidean" of the vectors, mapped to [0, 1]; with compat unmapped, and cosine the default.
         """

@@ -79,7 +79,8 @@ def dtw(
     Raises:
         ValueError: NaN, infinity, an empty sequence, differing D, an option out of range; named with its place.
         TypeError: not floating-point, or NumPy mixed with torch.  RuntimeError: the named backend cannot run.
-    Error: below 1e-5 relative to float64 at any length: sums restart from zero every few hundred frames.
+    Error: below 1e-5 relative to float64 at any length: sums restart from zero every few hundred frames. Differences
+        below about 1e-18 are lost, since their squares leave the range of float32.
     Memory: O(Ta + Tb) per thread, whatever the length; "reference" holds the whole matrix.
     Source: Sakoe & Chiba 1978; Itakura 1975.
     """
@@ -205,7 +206,7 @@ def dtw_pairwise_blocks(
         open_begin=open_begin, open_end=open_end, subsequence=subsequence, normalize=normalize,
     )  # fmt: skip
     for key, value, least in (("block", block, 1), ("skip", skip, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
             raise ValueError(f"{key} must be an integer >= {least}, got {value!r}")
     problem = _all_pairs(x, y, lengths_x, lengths_y, cost, options, backend)
 

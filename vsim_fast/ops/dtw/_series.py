@@ -101,6 +101,10 @@ def parse_options(
 ) -> Options:  # fmt: skip
     if cost not in COSTS:
         raise ValueError(f"cost must be one of {', '.join(COSTS)}, got {cost!r}")
+    flags = {"root": root, "open_begin": open_begin, "open_end": open_end, "subsequence": subsequence}
+    for name, value in flags.items():
+        if not isinstance(value, (bool, np.bool_)) and not (name == "root" and value is None):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
     radius, fraction = -1, -1.0
     if isinstance(sakoe_chiba_radius, bool) or not isinstance(sakoe_chiba_radius, (int, float, np.number, type(None))):
         kind = type(sakoe_chiba_radius).__name__
@@ -121,7 +125,7 @@ def parse_options(
         raise ValueError("give sakoe_chiba_radius or itakura_max_slope, not both")
     if normalize not in (None, "path", "length"):
         raise ValueError(f"normalize must be None, 'path' or 'length', got {normalize!r}")
-    open_begin, open_end = open_begin or subsequence, open_end or subsequence
+    open_begin, open_end = bool(open_begin or subsequence), bool(open_end or subsequence)
     if normalize == "length" and (open_begin or open_end):
         raise ValueError("normalize='length' needs both ends matched; with open ends use normalize='path'")
     if itakura_max_slope is not None and (open_begin or open_end):
@@ -146,6 +150,8 @@ def to_tensor(name: str, value: Any) -> Tensor:
         raise TypeError(f"{name} must be an array or a tensor, or a list of them, got {type(value).__name__}")
     if value.dtype not in FLOATS:
         raise TypeError(f"{name} must be floating-point, got {dtype_name(value.dtype)}; convert it first")
+    if value.layout != torch.strided or value.is_meta:
+        raise TypeError(f"{name} must be a dense tensor with data, got one of {value.layout} on {value.device}")
     return value.detach()
 
 
