@@ -193,14 +193,15 @@ def test_lost_frames_make_it_partial(encoder, tmp_path):
 def test_a_folder_is_compared_pair_by_pair(clips, encoder, tmp_path):
     folder = tmp_path / "videos"
     folder.mkdir()
-    for name in ("original", "reversed", "speed2"):
-        shutil.copy(clips / f"{name}.mp4", folder)
+    for name, kept in (("original", "original.mp4"), ("reversed", "reversed.MP4"), ("speed2", "speed2.mp4")):
+        shutil.copy(clips / f"{name}.mp4", folder / kept)
     (folder / "broken.avi").write_bytes(b"no video")
     (folder / "ignored.txt").write_text("no video")
     found = compare_folder(folder, encoder, output_dir=tmp_path / "out")
-    names = [(Path(pair.video1.path).stem, Path(pair.video2.path).stem) for pair in found.pairs]
+    names = [(Path(pair.video1).stem, Path(pair.video2).stem) for pair in found.pairs]
     assert names == [("original", "reversed"), ("original", "speed2"), ("reversed", "speed2")]
     assert [pair.verdict == "same motion" for pair in found.pairs] == [False, True, False]
+    assert [Path(video.path).stem for video in found.videos] == ["original", "reversed", "speed2"]
     assert found.status == "partial" and [Path(f.path).name for f in found.failed] == ["broken.avi"]
     written = FolderComparison.model_validate_json((tmp_path / "out" / "comparison.json").read_text())
     assert written.model_dump_json() == found.model_dump_json()

@@ -141,7 +141,7 @@ def compare(
     video1: Annotated[str | None, typer.Option(help="The first, as an option.", show_default=False)] = None,
     video2: Annotated[str | None, typer.Option(help="The second, as an option.", show_default=False)] = None,
     video_dir: Annotated[
-        Path | None, typer.Option(help="Compare all pairs of *.mp4 and *.avi in a folder.", show_default=False)
+        Path | None, typer.Option(help="Compare all pairs of the videos in a folder.", show_default=False)
     ] = None,
     synthetic: Annotated[
         bool, typer.Option("--synthetic", help="Run the study on drawn motions; fails where a hypothesis does.")
@@ -371,12 +371,17 @@ def _print_pairs(result: Any) -> None:
     names = list(result.pairs[0].scores)
     table = _table("video 1", "video 2", *(name.replace("_", " ") for name in names), "fusion", "verdict")
     for pair in result.pairs:
-        paths = (_escape(Path(video.path).name) for video in (pair.video1, pair.video2))
+        paths = (_escape(Path(path).name) for path in (pair.video1, pair.video2))
         table.add_row(*paths, *(f"{pair.scores[name]:.3f}" for name in names), f"{pair.fusion:.3f}", pair.verdict)
     _console().print(table)
     for failure in result.failed:
         print(f"not read: {failure.error}", file=sys.stderr)
-    encoder = result.pairs[0].encoder
+    for note in (
+        *result.notes,
+        *(f"{Path(video.path).name}: {note}" for video in result.videos for note in video.notes),
+    ):
+        print(f"note: {note}", file=sys.stderr)
+    encoder = result.encoder
     print(
         f"{len(result.pairs)} pairs in {result.timings['total']:.1f} s -> {result.output_dir} (comparison.json); "
         f"device {encoder['device']}, {encoder['token_dtype']}, encoder {encoder['spec']}"
@@ -469,7 +474,8 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(error, RuntimeError) and not any(text in str(error) for text in OUT_OF_MEMORY):
             raise
         code = EXIT_ERROR
-        _fail("OutOfMemory", "out of memory; use a smaller --image-size or --max-frames, or --reduce stats", arguments)
+        cure = ", or --reduce stats" if "analyze" in arguments else ""
+        _fail("OutOfMemory", f"out of memory; use a smaller --image-size or --max-frames{cure}", arguments)
     except (typer.Abort, KeyboardInterrupt):
         code = EXIT_INTERRUPTED
     if code == EXIT_INTERRUPTED:

@@ -52,6 +52,8 @@ STILL = 0.02
 CLEAR_ORDER = 0.35
 """Distance of `order` from 0.5 that noise does not reach; where motion is not steady, order must speak for itself."""
 THUMBNAILS, THUMBNAIL_HEIGHT = 512, 72
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
+"""What counts as a video of a folder, in upper or lower case."""
 
 Verdict = Literal[
     "same motion", "same content, different motion or order", "same content, no motion to judge", "different"
@@ -122,14 +124,36 @@ class Failure(BaseModel):
     error: str
 
 
+class Pair(BaseModel):
+    """Two videos of a folder; fields as in `Comparison`."""
+
+    video1: str
+    """Path, as in `FolderComparison.videos`."""
+    video2: str
+    scores: dict[str, float]
+    order_judged: bool
+    nonsemantic: float | None
+    fusion: float
+    verdict: Verdict
+    rule: str
+
+
 class FolderComparison(BaseModel):
     """All pairs of a folder; what comparison.json then holds."""
 
     schema_version: int = 1
     vsim_fast: str = __version__
     status: Literal["complete", "partial"]
-    pairs: list[Comparison]
+    """partial: a video could not be read, or frames of one that were planned."""
+    videos: list[Video]
+    pairs: list[Pair]
     failed: list[Failure]
+    alpha: float
+    threshold: float
+    content_threshold: float
+    settings: dict[str, Any]
+    encoder: dict[str, Any]
+    notes: list[str]
     output_dir: str | None = None
     timings: dict[str, float] = {}
 
@@ -366,7 +390,7 @@ def compare_folder(
     timings: Timings | None = None,
     started: float | None = None,
 ) -> FolderComparison:
-    """`compare` for every pair of the *.mp4 and *.avi files in a folder, each read once; by name, a before b.
+    """`compare` for every pair of the videos in a folder (by the names in VIDEO_SUFFIXES), each read once.
 
     A video that cannot be read is recorded in `failed`, and the others are compared.
 
@@ -377,10 +401,11 @@ def compare_folder(
     timings = timings or Timings()
     settings = compare_settings(fps, sample_rate, max_frames, alpha, threshold)
     folder = Path(folder)
-    paths = sorted(path for pattern in ("*.mp4", "*.avi") for path in folder.glob(pattern))
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
     if len(paths) < 2:
         what = f"{len(paths)} of them" if folder.is_dir() else "no such folder"
-        raise UsageError(f"video_dir must hold at least 2 files *.mp4 or *.avi, got {printable(folder)!r}: {what}")
+        kinds = ", ".join(f"*{suffix}" for suffix in VIDEO_SUFFIXES)
+        raise UsageError(f"video_dir must hold at least 2 videos ({kinds}), got {printable(folder)!r}: {what}")
     encoder = _loaded(encoder, device, precision, image_size, offline, timings)
     clips, failed = [], []
     for n, path in enumerate(paths, 1):
@@ -393,9 +418,18 @@ def compare_folder(
             failed.append(Failure(path=printable(path), error=str(error)))
     if len(clips) < 2:
         raise CorruptVideo(folder, f"{len(clips)} of {len(paths)} videos can be read; {failed[0].error}")
-    pairs = [compare_clips(a, b, encoder, settings, timings)[0] for a, b in combinations(clips, 2)]
-    whole = not failed and all(pair.status == "complete" for pair in pairs)
-    result = FolderComparison(status="complete" if whole else "partial", pairs=pairs, failed=failed)
+    pairs = []
+    for a, b in combinations(clips, 2):
+        values, judgement, _ = _judged(a, b, settings, timings)
+        names = {"video1": printable(a.info.path), "video2": printable(b.info.path)}
+        pairs.append(Pair(**names, scores=values, **asdict(judgement)))
+        if progress:
+            progress.advance("pairs", len(pairs), len(clips) * (len(clips) - 1) // 2)
+    whole = not failed and not any(clip.report.lost for clip in clips)
+    result = FolderComparison(
+        status="complete" if whole else "partial", videos=[_described(clip) for clip in clips], pairs=pairs,
+        failed=failed, **_thresholds(settings), settings=settings, encoder=encoder.describe(), notes=_warnings(encoder),
+    )  # fmt: skip
     if output_dir is not None:
         with OutputFolder(Path(output_dir)) as out:
             result.output_dir = printable(out.path)
@@ -408,31 +442,38 @@ def compare_clips(
     a: Clip, b: Clip, encoder: Encoder, settings: dict[str, Any], timings: Timings
 ) -> tuple[Comparison, Alignment]:
     """Two clips read with one encoder."""
-    with timings.stage("align"):
-        alignment = align(a.descriptors[a.shown], b.descriptors[b.shown])
-    with timings.stage("scores"):
-        values = scores(a, b, alignment)
-    judgement = judge(
-        values["semantic_baseline"], alignment.order,
-        order_judged=_has_order(a, b, alignment),
-        alpha=settings["alpha"], threshold=settings["threshold"], content_threshold=settings["content_threshold"],
-    )  # fmt: skip
+    values, judgement, alignment = _judged(a, b, settings, timings)
     comparison = Comparison(
         status="partial" if a.report.lost or b.report.lost else "complete",
         video1=_described(a),
         video2=_described(b),
-        scores={name: round(value, 6) for name, value in values.items()},
+        scores=values,
         **asdict(judgement),
-        alpha=settings["alpha"],
-        threshold=settings["threshold"],
-        content_threshold=settings["content_threshold"],
+        **_thresholds(settings),
         path=[(a.shown[i], b.shown[j]) for i, j in alignment.path.tolist()],
         seconds=[row._asdict() for row in seconds(alignment, a.times, b.times)],
         settings=settings,
         encoder=encoder.describe(),
-        notes=_notes(a, b, encoder),
+        notes=_warnings(encoder) + [f"video {n}: {note}" for n, clip in enumerate((a, b), 1) for note in _notes(clip)],
     )
     return comparison, alignment
+
+
+def _judged(
+    a: Clip, b: Clip, settings: dict[str, Any], timings: Timings
+) -> tuple[dict[str, float], Judgement, Alignment]:
+    with timings.stage("align"):
+        alignment = align(a.descriptors[a.shown], b.descriptors[b.shown])
+    with timings.stage("scores"):
+        values = {name: round(value, 6) for name, value in scores(a, b, alignment).items()}
+    judgement = judge(
+        values["semantic_baseline"], alignment.order, order_judged=_has_order(a, b, alignment), **_thresholds(settings)
+    )
+    return values, judgement, alignment
+
+
+def _thresholds(settings: dict[str, Any]) -> dict[str, float]:
+    return {name: settings[name] for name in ("alpha", "threshold", "content_threshold")}
 
 
 def _has_order(a: Clip, b: Clip, alignment: Alignment) -> bool:
@@ -534,28 +575,29 @@ def _described(clip: Clip) -> Video:
     return Video(
         path=printable(info.path), frames=len(clip.pts_seconds), duration_seconds=round(info.duration_seconds, 6),
         average_fps=info.average_fps, pts_seconds=clip.pts_seconds, motion=clip.motion,
-        featureless_frames=clip.featureless, decoder=asdict(clip.report), notes=list(info.notes),
+        featureless_frames=clip.featureless, decoder=asdict(clip.report), notes=_notes(clip),
     )  # fmt: skip
 
 
-def _notes(a: Clip, b: Clip, encoder: Encoder) -> list[str]:
-    notes = []
+def _warnings(encoder: Encoder) -> list[str]:
     if encoder.random_weights:
-        notes.append(f"{encoder.spec}: random weights; the numbers mean nothing")
-    elif encoder.spec != "builtin":
-        notes.append(f"{encoder.spec}: the thresholds were chosen with builtin, they may not fit")
-    for name, clip in (("video 1", a), ("video 2", b)):
-        notes += [f"{name}: {note}" for note in clip.info.notes]
-        if clip.report.lost:
-            notes.append(f"{name}: {clip.report.lost} of {clip.report.expected} planned frames could not be decoded")
-        if clip.report.fallback_reason:
-            notes.append(f"{name}: decoded with {clip.report.backend}: {clip.report.fallback_reason}")
-        if clip.featureless:
-            count = f"{len(clip.featureless)} of {len(clip.pts_seconds)}"
-            notes.append(f"{name}: {count} frames are black or featureless, not aligned")
-        if clip.motion.steady < STILL:
-            steady = f"{clip.motion.steady:.3f} < {STILL}"
-            notes.append(f"{name}: no steady motion, or the same backwards ({steady}): its order cannot be judged")
+        return [f"{encoder.spec}: random weights; the numbers mean nothing"]
+    if encoder.spec != "builtin":
+        return [f"{encoder.spec}: the thresholds were chosen with builtin, they may not fit"]
+    return []
+
+
+def _notes(clip: Clip) -> list[str]:
+    notes = list(clip.info.notes)
+    if clip.report.lost:
+        notes.append(f"{clip.report.lost} of {clip.report.expected} planned frames could not be decoded")
+    if clip.report.fallback_reason:
+        notes.append(f"decoded with {clip.report.backend}: {clip.report.fallback_reason}")
+    if clip.featureless:
+        notes.append(f"{len(clip.featureless)} of {len(clip.pts_seconds)} frames are black or featureless, not aligned")
+    if clip.motion.steady < STILL:
+        steady = f"{clip.motion.steady:.3f} < {STILL}"
+        notes.append(f"no steady motion, or the same backwards ({steady}): its order cannot be judged")
     return notes
 
 

@@ -31,7 +31,7 @@ def output_errors(path: Path) -> Iterator[None]:
         if path.parent.name.startswith(PARTIAL):
             path = path.parent.parent / path.name
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutputError(f"{path}: the disk is full; free space or use --reduce stats") from error
+            raise OutputError(f"{path}: the disk is full; free space or write elsewhere") from error
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 

@@ -882,3 +882,9 @@ def test_named_backend_never_falls_back(monkeypatch):
     with pytest.raises(RuntimeError, match="dtw: backend 'cpp' cannot run: no core"):
         dtw(X, X, backend="cpp")
     assert dtw(X, X) == 0  # unset: the reference serves
+
+
+def test_masked_arrays_are_refused():
+    x = np.ma.masked_greater(np.arange(4.0), 2)
+    with pytest.raises(TypeError, match="x must not be a masked array"):
+        dtw(x, x)

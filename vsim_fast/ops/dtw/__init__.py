@@ -53,7 +53,8 @@ def dtw(
 
     Args:
         x, y: one pair: [T, D], or [T] for one dimension. Aligned pairs: two equally long lists of such sequences, or
-            padded [B, T, D] with `lengths_x`, `lengths_y`. NumPy or torch, floating-point; computed in float32.
+            padded [B, T, D] with `lengths_x`, `lengths_y`. NumPy or torch, floating-point; computed in float32, without
+            gradient (`soft_dtw` has one).
         cost: local cost c of two frames: "sqeuclidean" (sum of squared differences), "euclidean" (its root), "cosine"
             (1 - cosine; 1 where a frame is zero), or "precomputed": x is the cost matrix [Ta, Tb] or [B, Ta, Tb], >= 0,
             infinite where no path may pass, and y is None.

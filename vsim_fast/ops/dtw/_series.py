@@ -139,6 +139,8 @@ def parse_options(
 
 
 def to_tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array; cut out what is masked, or fill it")
     if isinstance(value, np.ndarray):
         if value.dtype.kind != "f" or value.dtype.itemsize > 8:
             raise TypeError(f"{name} must be floating-point, got {value.dtype}; convert it first")
