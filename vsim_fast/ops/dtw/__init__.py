@@ -9,11 +9,22 @@ from itertools import islice
 from numbers import Integral
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vsim_fast.ops._dispatch import choose
-from vsim_fast.ops.dtw._series import Costs, Options, Series, given_costs, is_numpy, parse_options, series, unit_frames
+from vsim_fast.ops.dtw._series import (
+    Costs,
+    Options,
+    Series,
+    given_costs,
+    is_numpy,
+    on_one_thread,
+    parse_options,
+    series,
+    unit_frames,
+)
 
 
 class WarpingPath(NamedTuple):
@@ -365,6 +376,9 @@ def _computed(a: Any, b: Any, backend: str | None) -> tuple[Any, Any]:
     def computed(one: Any) -> Any:
         if one is None or (one.values.dtype == dtype and one.values.is_contiguous()):
             return one
+        if on_one_thread(one.values):
+            values = np.ascontiguousarray(one.values.numpy(), dtype=np.float64 if exact else np.float32)
+            return replace(one, values=torch.from_numpy(values))
         return replace(one, values=one.values.to(dtype).contiguous())
 
     return computed(a), computed(b)
