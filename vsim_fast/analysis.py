@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel
 
 from vsim_fast import __version__
@@ -336,15 +335,10 @@ class _Collector:
             writer.close()
 
     def _thumbnail(self, pixels: torch.Tensor) -> bytes:
-        """JPEG of what the encoder saw, in the aspect of the video; resized where the pixels are."""
-        pre = self.encoder.preprocess
-        mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (pre.mean, pre.std))
+        """JPEG of what the encoder saw, in the aspect of the video."""
         height, width = self.info.display_size
         scale = THUMBNAIL_SIDE / max(height, width)
-        size = tuple(max(8, round(n * scale)) for n in (height, width))  # CUDA's resize cannot shrink to a line
-        picture = F.interpolate((pixels.float() * std + mean)[None], size, mode="bilinear", antialias=True)[0]
-        levels = (picture * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
-        return thumbnail(levels)
+        return thumbnail(self.encoder.picture(pixels, (round(height * scale), round(width * scale))))
 
 
 class _Pictures:

@@ -218,6 +218,8 @@ def read_clip(
     pictures: list[Tensor] = []
     pts, featureless, thumbnails = [], [], []
     step = -(-planned // THUMBNAILS)
+    height, width = info.display_size
+    thumbnail_size = (THUMBNAIL_HEIGHT, round(THUMBNAIL_HEIGHT * width / height))
     source = dict(decoder=decoder, device=encoder.device, batch_size=encoder.batch_size)
     with open_video(path, sampling, **source) as reader, closing(encode_video(reader, encoder, timings)) as batches:
         for batch in batches:
@@ -228,7 +230,7 @@ def read_clip(
                 rows["descriptors"].append(frame_descriptors(features))
                 pictures.append(thumbnail_descriptors(batch.pixels))
                 for row in range(-first % step, len(features.pts_seconds) if with_thumbnails else 0, step):
-                    thumbnails.append(_thumbnail(batch.pixels[row], encoder, info))
+                    thumbnails.append(encoder.picture(batch.pixels[row], thumbnail_size))
             pts += features.pts_seconds.tolist()
             featureless += [first + i for i, flag in enumerate(batch.featureless.tolist()) if flag]
             if progress:
@@ -558,16 +560,6 @@ def _require_two(info: VideoInfo, frames: int, sampling: Sampling) -> None:
         raise UnsupportedVideo(
             info.path, f"compare needs at least 2 sampled frames, got {frames} of {len(info.pts)} ({how}); {cure}"
         )
-
-
-def _thumbnail(pixels: Tensor, encoder: Encoder, info: VideoInfo) -> np.ndarray:
-    """uint8 [h, w, 3] of what the encoder saw, in the aspect of the video."""
-    pre = encoder.preprocess
-    mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (pre.mean, pre.std))
-    height, width = info.display_size
-    size = (THUMBNAIL_HEIGHT, max(8, round(THUMBNAIL_HEIGHT * width / height)))
-    picture = F.interpolate((pixels.float() * std + mean)[None], size, mode="bilinear", antialias=True)[0]
-    return (picture * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
 
 
 def _described(clip: Clip) -> Video:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from vsim_fast.encode import load_encoder
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import CorruptVideo, EncoderError, UsageError
 from vsim_fast.pipeline import encode_video
-from vsim_fast.records import ColorSpec, FrameBatch, FrameFeatures, VideoInfo
+from vsim_fast.records import FrameFeatures, frames_in_memory
 from vsim_fast.video import Sampling, open_video
 
 DINOV3 = "timm:vit_large_patch16_dinov3"
@@ -125,7 +124,7 @@ class FrameEncoder:
     def _features(self, frames: Iterable[Any], batch_size: int) -> Iterator[FrameFeatures]:
         with torch.inference_mode():
             for batch in _stacks(frames, _checked(batch_size)):
-                yield self.encoder.encode(_frame_batch(batch))
+                yield self.encoder.encode(frames_in_memory(batch))
 
 
 def DINOv3Encoder(
@@ -198,15 +197,3 @@ def _stacks(frames: Iterable[Any], size: int) -> Iterator[np.ndarray]:
         run.append(frame)
     if run:
         yield np.stack(run)
-
-
-def _frame_batch(frames: np.ndarray) -> FrameBatch:
-    """Frames in memory, uint8 [B, H, W, 3], as a decoder would deliver them."""
-    count, height, width = frames.shape[:3]
-    index = torch.arange(count)
-    info = VideoInfo(
-        path="memory", codec="none", width=width, height=height, pix_fmt="rgb24", color=ColorSpec(),
-        time_base=Fraction(1), pts=index.numpy(), is_key=np.ones(count, bool), duration_seconds=float(count),
-        average_fps=1.0,
-    )  # fmt: skip
-    return FrameBatch(info, index.double(), index, rgb=torch.from_numpy(frames))

@@ -6,7 +6,6 @@ import io
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from torch import Tensor
 from vsim_fast.encode.base import Encoder
 from vsim_fast.encode.builtin import load_builtin
 from vsim_fast.errors import UsageError
-from vsim_fast.records import ColorSpec, FrameBatch, FrameFeatures, VideoInfo
+from vsim_fast.records import FrameFeatures, frames_in_memory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -184,14 +183,7 @@ def unrelated_rows(encoder: Encoder, material: Material) -> Iterator[Row]:
 
 def encode(encoder: Encoder, frames: np.ndarray) -> FrameFeatures:
     """Features of uint8 frames [T, H, W, 3] in memory."""
-    count, height, width = frames.shape[:3]
-    index = torch.arange(count)
-    info = VideoInfo(
-        path="memory", codec="none", width=width, height=height, pix_fmt="rgb24", color=ColorSpec(),
-        time_base=Fraction(1), pts=index.numpy(), is_key=np.ones(count, bool), duration_seconds=float(count),
-        average_fps=1.0,
-    )  # fmt: skip
-    return encoder.encode(FrameBatch(info, index.double(), index, rgb=torch.from_numpy(np.ascontiguousarray(frames))))
+    return encoder.encode(frames_in_memory(frames))
 
 
 def likeness(a: FrameFeatures, b: FrameFeatures, i: list[int] | range, j: list[int] | range) -> Tensor:

@@ -151,3 +151,18 @@ class FrameFeatures(_ShapeRepr):
                 f"FrameFeatures: patches {list(self.patches.shape)} do not fit grid {self.grid} and "
                 f"{len(self.pts_seconds)} times"
             )
+
+
+def frames_in_memory(rgb: np.ndarray) -> FrameBatch:
+    """Frames uint8 [B, H, W, 3] as a decoder would deliver them, one second apart."""
+    import numpy as np
+    import torch
+
+    count, height, width = rgb.shape[:3]
+    index = torch.arange(count)
+    info = VideoInfo(
+        path="memory", codec="none", width=width, height=height, pix_fmt="rgb24", color=ColorSpec(),
+        time_base=Fraction(1), pts=index.numpy(), is_key=np.ones(count, bool), duration_seconds=float(count),
+        average_fps=1.0,
+    )  # fmt: skip
+    return FrameBatch(info, index.double(), index, rgb=torch.from_numpy(np.ascontiguousarray(rgb)))

@@ -6,7 +6,9 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vsim_fast import ops
@@ -98,6 +100,16 @@ class Encoder(ABC):
         return ops.nv12_to_pixels(
             y, uv, matrix=color.matrix, full_range=color.full_range, bit_depth=color.bit_depth, **options
         )
+
+    def picture(self, pixels: Tensor, size: tuple[int, int]) -> np.ndarray:
+        """What the encoder saw of one frame, from its input [3, H, W] to uint8 [h, w, 3] of `size` (at least 8 a side:
+        CUDA's resize cannot shrink to a line), resized where the pixels are."""
+        mean, std = (
+            torch.tensor(v, device=pixels.device)[:, None, None] for v in (self.preprocess.mean, self.preprocess.std)
+        )
+        size = tuple(max(8, side) for side in size)
+        picture = F.interpolate((pixels.float() * std + mean)[None], size, mode="bilinear", antialias=True)[0]
+        return (picture * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
 
     def forward_in_batches(self, pixels: Tensor) -> Tokens:
         """`forward` over any number of frames; when memory runs out the batch is halved and the same frames retried.
