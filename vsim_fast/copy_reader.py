@@ -1,0 +1,243 @@
+"""A video file to the features that finding copies needs: decoded once, every frame encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vsim_fast.copies.content import background
+from vsim_fast.copies.features import (
+    QUERY_SCALES,
+    SCALES,
+    TURNS,
+    CopyFeatures,
+    cut,
+    mosaic_tokens,
+    mosaics,
+    patch_energy,
+    patch_places,
+    picture_box,
+    query_frames,
+    scaled_grid,
+    select_tokens,
+    small_pictures,
+    turn,
+)
+from vsim_fast.copies.noise import noise_pictures
+from vsim_fast.encode.base import Encoder
+from vsim_fast.errors import CorruptVideo, UsageError
+from vsim_fast.frame_encoder import attention_centroids, frame_embeddings
+from vsim_fast.pipeline import Timings, encode_video
+from vsim_fast.records import VideoInfo, frames_in_memory
+from vsim_fast.report import thumbnail
+from vsim_fast.video import DecodeReport, Sampling, open_video, plan, probe
+
+FPS, MAX_PICTURES = 6.0, 1800
+"""Pictures are taken on a grid of 1 / FPS seconds; of a video of more than five minutes, evenly spaced ones."""
+LEAST_FRAMES, MOST_FRAMES = 8, 60
+"""Content frames of a video: one a second, but no fewer and no more than these, evenly spaced."""
+THUMBNAIL_WIDTH = 160
+NOISE_TOKENS = 96
+SAME = 0.8
+"""Mean best cosine of a frame's patches from which the noise set shows the frame itself."""
+
+
+class Progress(Protocol):
+    """Told what is going on."""
+
+    def advance(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` frames of the video that `stage` names."""
+
+
+@dataclass(frozen=True)
+class CopyVideo:
+    """One video, read."""
+
+    features: CopyFeatures
+    info: VideoInfo
+    report: DecodeReport
+    thumbnails: list[bytes]
+    """JPEG of each content frame."""
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What patches match by chance, with one encoder."""
+
+    tokens: Tensor
+    """float16 [N, K, D] of length 1, of N pictures."""
+
+    def overlap(self, features: CopyFeatures) -> bool:
+        """Whether a video is shown by one of the pictures: its patches match there almost exactly."""
+        best = background(features.tokens, self.tokens, neighbours=1).float()
+        return bool(((best * features.weights.float()).sum(1) / len(SCALES) > SAME).any())
+
+
+def copy_settings(orientations: str = "mirror") -> dict[str, Any]:
+    """Checked arguments that change features.
+
+    Args:
+        orientations: "none", "mirror" (each video also mirrored), or "all" (also turned by quarters).
+    """
+    if orientations not in TURNS:
+        raise UsageError(f"orientations must be one of {', '.join(TURNS)}, got {orientations!r}")
+    return {"orientations": orientations, "fps": FPS, "max_pictures": MAX_PICTURES, "frames": [LEAST_FRAMES, MOST_FRAMES]}
+
+
+def noise_for(encoder: Encoder, videos: Sequence[CopyVideo] = ()) -> Noise:
+    """The noise set: generated pictures, or frames of the given videos, which must not be among those compared."""
+    if videos:
+        tokens = [video.features.tokens[:, :NOISE_TOKENS] for video in videos]
+        return Noise(torch.cat(tokens))
+    with torch.inference_mode():
+        pixels = encoder.pixels(frames_in_memory(noise_pictures()))
+        patches = encoder.forward_in_batches(pixels).patches
+        energy = patch_energy(pixels, encoder.grid)
+        tokens, _, _ = select_tokens(patches, energy, patch_places(encoder.grid), NOISE_TOKENS)
+    return Noise(tokens.cpu())
+
+
+def content_frames(pictures: int, seconds: float) -> Tensor:
+    """int64 [F], which of the pictures are content frames."""
+    count = min(pictures, max(LEAST_FRAMES, min(MOST_FRAMES, round(seconds))))
+    return ((torch.arange(count) + 0.5) * pictures / count).long()
+
+
+def read_copy_video(
+    path: str | Path,
+    encoder: Encoder,
+    settings: dict[str, Any],
+    noise: Noise | None = None,
+    *,
+    decoder: Literal["auto", "pyav", "nvdec"] = "auto",
+    progress: Progress | None = None,
+    label: str = "frames",
+    timings: Timings | None = None,
+) -> CopyVideo:
+    """Decode and encode one video once.
+
+    Args:
+        settings: of `copy_settings`.  noise: of `noise_for`; None only for videos that will be the noise set.
+    Raises:
+        DecodeError as the reader's.  EncoderError.
+    """
+    timings = timings or Timings()
+    sampling = Sampling(fps=settings["fps"], max_frames=settings["max_pictures"])
+    with timings.stage("probe"):
+        info = probe(path)
+        planned = len(plan(info, sampling))
+    wanted = set(content_frames(planned, info.duration_seconds).tolist())
+    rows: dict[str, list[Tensor]] = {name: [] for name in ("pictures", "embeddings", "centroids", "featureless", "times")}
+    kept: list[Tensor] = []
+    frames: list[int] = []
+    count = 0
+    source = dict(decoder=decoder, device=encoder.device, batch_size=encoder.batch_size)
+    with open_video(path, sampling, **source) as reader, closing(encode_video(reader, encoder, timings)) as batches:
+        for batch in batches:
+            with timings.stage("descriptors"), torch.inference_mode():
+                features = batch.features
+                pixels = shown_pixels(encoder, batch.pixels)
+                rows["pictures"].append(small_pictures(pixels).cpu())
+                rows["embeddings"].append(F.normalize(frame_embeddings(features), dim=1).half().cpu())
+                if features.attention is not None:
+                    rows["centroids"].append(attention_centroids(features.attention, features.grid).cpu())
+                rows["featureless"].append(batch.featureless)
+                rows["times"].append(features.pts_seconds)
+                picked = [i for i in range(len(pixels)) if count + i in wanted]
+                kept.append(pixels[picked])
+                frames += [count + i for i in picked]
+            count += len(batch.pixels)
+            if progress:
+                progress.advance(label, count, planned)
+    if not count:
+        raise CorruptVideo(info.path, f"none of the {planned} planned frames decodes")
+    joined = {name: torch.cat(parts) if parts else None for name, parts in rows.items()}
+    if not frames:  # only frames between the planned ones decoded
+        raise CorruptVideo(info.path, f"none of the {len(wanted)} frames to compare decodes, {count} others do")
+    pixels = torch.cat(kept)
+    seconds = joined["times"] - joined["times"][0]
+    with timings.stage("tokens", encoder.device), torch.inference_mode():
+        box = picture_box(pixels)
+        pixels_inside = cut(pixels, box)
+        tokens = _tokens(encoder, pixels_inside, [(k, count) for k, (_, count) in enumerate(SCALES)])
+        picks = query_frames(len(frames))
+        turns = TURNS[settings["orientations"]]
+        turned = [_tokens(encoder, turn(pixels_inside[picks], turn_), QUERY_SCALES) for turn_ in turns[1:]]
+        blank = joined["featureless"][frames]
+        tokens["weights"][blank] = 0
+        for part in turned:
+            part["weights"][blank[picks]] = 0
+        for part in (tokens, *turned):
+            chance = torch.zeros_like(part["weights"])
+            part["background"] = chance if noise is None else background(part["tokens"], noise.tokens)
+    height, width = info.display_size
+    size = (max(8, round(THUMBNAIL_WIDTH * height / width)), THUMBNAIL_WIDTH)
+    with timings.stage("thumbnails"):
+        small = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+        jpegs = [thumbnail(picture) for picture in (small * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()]
+    centroids = joined["centroids"]
+    features = CopyFeatures(
+        frame_seconds=seconds[frames], **tokens, **_stacked(turned, tokens), orientations=torch.tensor(turns), box=box.cpu(),
+        picture_seconds=seconds, pictures=joined["pictures"], embeddings=joined["embeddings"],
+        centroids=torch.full((count, 2), torch.nan) if centroids is None else centroids, featureless=joined["featureless"],
+    )  # fmt: skip
+    return CopyVideo(features, info, reader.report, jpegs, _notes(info, reader.report, joined["featureless"], box))
+
+
+def shown_pixels(encoder: Encoder, pixels: Tensor) -> Tensor:
+    """RGB [B, 3, H, W] in 0..1, float32, of an encoder's normalised input."""
+    mean, std = (pixels.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (encoder.preprocess.mean, encoder.preprocess.std))
+    return (pixels.float() * std + mean).clamp(0, 1)
+
+
+def _tokens(encoder: Encoder, pixels: Tensor, scales: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+    """tokens, places, weights, scales of content frames [F, 3, H, W] in 0..1; see `CopyFeatures`.
+
+    Args:
+        scales: number in SCALES, and tokens to keep on a grid of 16 × 16 patches.
+    """
+    mean, std = (pixels.new_tensor(v)[:, None, None] for v in (encoder.preprocess.mean, encoder.preprocess.std))
+    grid, pixels = encoder.grid, pixels.contiguous()
+    columns: dict[str, list[Tensor]] = {"tokens": [], "places": [], "weights": [], "scales": []}
+    for number, count in scales:
+        scale = SCALES[number][0]
+        view = pixels if scale == 1 else mosaics(pixels, grid, scale)
+        patches = encoder.forward_in_batches(((view - mean) / std).to(encoder.dtype)).patches
+        small = scaled_grid(grid, scale)
+        if scale < 1:
+            patches = mosaic_tokens(patches, grid, scale, len(pixels))
+        count = max(1, round(count * grid[0] * grid[1] / 256))
+        parts = select_tokens(patches, patch_energy(pixels, small), patch_places(small), count)
+        for name, part in zip(columns, (*parts, torch.full(parts[2].shape[1:], number, dtype=torch.uint8)), strict=True):
+            columns[name].append(part.cpu())
+    return {name: torch.cat(parts, 0 if name == "scales" else 1) for name, parts in columns.items()}
+
+
+def _stacked(turned: Sequence[dict[str, Tensor]], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The `turned_` fields of `CopyFeatures`; without other orientations they are empty."""
+    if not turned:
+        return {f"turned_{name}": part[:0, None] if name != "scales" else part[:0] for name, part in like.items()}
+    stacked = {name: torch.stack([part[name] for part in turned]) for name in like if name != "scales"}
+    return {f"turned_{name}": part for name, part in (stacked | {"scales": turned[0]["scales"]}).items()}
+
+
+def _notes(info: VideoInfo, report: DecodeReport, featureless: Tensor, box: Tensor) -> list[str]:
+    notes = list(info.notes)
+    if report.lost:
+        notes.append(f"{report.lost} of {report.expected} planned frames could not be decoded")
+    if report.fallback_reason:
+        notes.append(f"decoded with {report.backend}: {report.fallback_reason}")
+    if featureless.any():
+        notes.append(f"{int(featureless.sum())} of {len(featureless)} frames are black or featureless, not compared")
+    top, left, bottom, right = box.tolist()
+    if (top, left, bottom, right) != (0, 0, 1, 1):
+        notes.append(f"bars cut off: top {top:.0%}, bottom {1 - bottom:.0%}, left {left:.0%}, right {1 - right:.0%}")
+    return notes
