@@ -19,8 +19,9 @@ from vsim_fast.errors import CorruptVideo, UsageError
 from vsim_fast.models import Scene
 
 fake_copies.install()
-from vsim_fast import dedup as module  # noqa: E402
-from vsim_fast.dedup import DedupResult, dedup, swapped  # noqa: E402
+from vsim_fast.copies import SIGNALS  # noqa: E402
+
+from vsim_fast.deduplication import DedupResult, dedup, pairing, reading  # noqa: E402
 
 RATE, SECONDS = 12, 3
 
@@ -68,7 +69,7 @@ class Calls:
 
     def __init__(self, monkeypatch):
         self.read, self.pairs = 0, 0
-        read, score = module.read_copy_video, module.score_pairs
+        read, score = reading.read_copy_video, pairing.score_pairs
 
         def counted_read(*arguments, **options):
             self.read += 1
@@ -78,8 +79,8 @@ class Calls:
             self.pairs += len(pairs)
             return score(load, pairs, **options)
 
-        monkeypatch.setattr(module, "read_copy_video", counted_read)
-        monkeypatch.setattr(module, "score_pairs", counted_score)
+        monkeypatch.setattr(reading, "read_copy_video", counted_read)
+        monkeypatch.setattr(pairing, "score_pairs", counted_score)
 
     def take(self) -> tuple[int, int]:
         counts = self.read, self.pairs
@@ -129,7 +130,7 @@ def test_copies_are_grouped_and_everything_is_written(take, run):
     found = rows()
     assert list(found[0]) == [
         "query_id", "ref_id", "score", "content", "order", "coverage", "query_coverage", "ref_coverage", "orientation",
-        "verdict", *module.SIGNALS,
+        "verdict", *SIGNALS,
     ]  # fmt: skip
     assert (found[0]["query_id"], found[0]["ref_id"]) == ("v/a.mp4", "v/a_small.mp4")
     scores = [float(row["score"]) for row in found]
@@ -270,10 +271,10 @@ def test_without_a_folder_nothing_is_written_and_the_rows_come_back(take, run):
 
 def test_fewer_than_two_videos_is_an_error_with_the_first_reason(take, run):
     take("a.mp4", "bad.mp4")
-    with pytest.raises(CorruptVideo, match="1 of 2 videos can be read, nothing to compare; v/bad.mp4: "):
+    with pytest.raises(CorruptVideo, match=r"1 of 2 videos can be read, nothing to compare; v/bad.mp4: "):
         run()
     os.link("v/a.mp4", "v/b.mp4")
-    with pytest.raises(CorruptVideo, match="1 of 1 .* v/b.mp4 is the same file as v/a.mp4"):
+    with pytest.raises(CorruptVideo, match=r"1 of 1 .* v/b.mp4 is the same file as v/a.mp4"):
         run(["v/a.mp4", "v/b.mp4"])
     with pytest.raises(CorruptVideo, match="1 of 2 videos can be read"):
         run(["v/a.mp4"], against=["v/bad.mp4"])
@@ -305,7 +306,7 @@ def test_the_output_folder_is_not_searched(take, run):
 
 def test_noise_must_not_be_among_the_data(take, run, calls):
     take("a.mp4", "b.mp4", "a.mp4=noise/n.mp4")
-    with pytest.raises(UsageError, match="noise/n.mp4 has the content of v/a.mp4"):
+    with pytest.raises(UsageError, match=r"noise/n.mp4 has the content of v/a.mp4"):
         run(noise=["noise"])
     shutil.copy("v/b.mp4", "noise/n.mp4")
     take("a_small.mp4")
@@ -316,7 +317,7 @@ def test_noise_must_not_be_among_the_data(take, run, calls):
     run(noise=["noise"])
     assert calls.take() == (0, 0)
     shutil.copy("v/a_small.mp4", "noise/n.mp4")
-    with pytest.raises(UsageError, match="v/a.mp4 is shown in noise/n.mp4"):
+    with pytest.raises(UsageError, match=r"v/a.mp4 is shown in noise/n.mp4"):
         run(["v/a.mp4", "noise/../v/a.mp4"], noise=["noise"])
 
 
@@ -366,7 +367,7 @@ def test_bad_decisions_are_named(take, run, content, field):
 
 def test_an_interrupted_run_goes_on_where_it_was(take, run, calls, monkeypatch):
     take("a.mp4", "a_small.mp4", "b.mp4", "one.mp4")
-    read, score = module.read_copy_video, module.score_pairs
+    read, score = reading.read_copy_video, pairing.score_pairs
 
     def interrupted_read(path, *arguments, **options):
         if path.endswith("b.mp4"):
@@ -380,10 +381,10 @@ def test_an_interrupted_run_goes_on_where_it_was(take, run, calls, monkeypatch):
             yield row
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "read_copy_video", interrupted_read)
+        patch.setattr(reading, "read_copy_video", interrupted_read)
         run()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "score_pairs", interrupted_score)
+        patch.setattr(pairing, "score_pairs", interrupted_score)
         run()
     assert calls.take() == (4, 6) and "summary.json" not in os.listdir("out")
     run()
@@ -430,7 +431,7 @@ def test_a_damaged_ledger_is_begun_anew(take, run, calls, harm):
 
 def test_a_file_that_changes_while_it_is_read_is_not_kept(take, run, monkeypatch):
     take("a.mp4", "a_small.mp4", "b.mp4")
-    read = module.read_copy_video
+    read = reading.read_copy_video
 
     def growing(path, *arguments, **options):
         video = read(path, *arguments, **options)
@@ -440,7 +441,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(take, run, monkeypatch
         return video
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "read_copy_video", growing)
+        patch.setattr(reading, "read_copy_video", growing)
         result = run()
     assert [file.reason for file in result.files if file.status == "failed"] == [
         "it changed while it was read; run again once it is complete"
@@ -459,6 +460,6 @@ def test_a_pair_seen_from_the_other_side(take, run):
     take("a.mp4", "a_small.mp4")
     scores = run(output_dir=None, min_score=0).pairs[0].scores
     scores = scores._replace(orientation="turned 90", query_coverage=0.2, matches=[(0, 5, 0.5), (1, 2, 0.75)])
-    other = swapped(scores)
+    other = pairing.swapped(scores)
     assert other.matches == [(2, 1, 0.75), (5, 0, 0.5)] and other.orientation == "turned 270"
-    assert other.ref_coverage == 0.2 and swapped(other) == scores
+    assert other.ref_coverage == 0.2 and pairing.swapped(other) == scores

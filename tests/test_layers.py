@@ -19,7 +19,7 @@ LAYERS = [  # lowest first; names in one set are peers
     {"similarity", "alignment", "all_pairs", "pairs", "fingerprints", "copies", "retrieval", "nerv"},
     {"pipeline", "report", "motion_study", "feature_store", "grouping"},
     {"frame_encoder", "copy_reader"},
-    {"analysis", "comparison", "dedup", "batch", "benchmark", "doctor", "models"},
+    {"analysis", "comparison", "deduplication", "batch", "benchmark", "doctor", "models"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

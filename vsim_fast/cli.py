@@ -255,7 +255,7 @@ def dedup(
     """Find copies among videos: groups, which one to keep and why, and a page to check them. Nothing is deleted."""
     if not paths:
         raise UsageError("give folders or files: vsim dedup PATHS...")
-    from vsim_fast.dedup import dedup as run
+    from vsim_fast.deduplication import dedup as run
     from vsim_fast.pipeline import Timings
 
     timings = Timings()
