@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import sqlite3
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ WINDOW, WINDOWS = 1 << 20, 17
 """A file is known by its size and this many MiB of it, evenly spaced from the first to the last."""
 KEEP_FROM = 0.2
 """Score from which a pair's numbers are kept whole, and not the score alone."""
-FLUSH_PAIRS = 50_000
+FLUSH_PAIRS, FLUSH_SECONDS = 50_000, 20.0
 TABLES = """
 create table files (path blob primary key, size int, mtime_ns int, inode int, key text) without rowid;
 create table failures (key text, settings text, reason text, primary key (key, settings)) without rowid;
@@ -236,6 +237,7 @@ class PairTable:
         self._position = np.full(max(ids.values(), default=0) + 1, -1)
         self._position[self._ids] = np.arange(len(keys))
         self._waiting: list[tuple[int, int, PairScores]] = []
+        self._flushed = time.monotonic()
 
     def scores(self) -> np.ndarray:
         """float32 [N, N], query by ref, nan where not computed yet."""
@@ -270,7 +272,7 @@ class PairTable:
     def add(self, query: int, ref: int, scores: PairScores) -> None:
         """The scores of one pair; written with others in one go, at the latest by `flush`."""
         self._waiting.append((int(self._ids[query]), int(self._ids[ref]), scores))
-        if len(self._waiting) >= FLUSH_PAIRS:
+        if len(self._waiting) >= FLUSH_PAIRS or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -289,6 +291,7 @@ class PairTable:
                 ((self._context, newer, is_query, row.tobytes()) for (newer, is_query), row in done.items()),
             )
         self._waiting.clear()
+        self._flushed = time.monotonic()
 
     def _row(self, newer: int, is_query: int) -> np.ndarray:
         found = self._store._database.execute(
