@@ -118,6 +118,7 @@ def test_copies_are_grouped_and_everything_is_written(take, run):
     assert result.status == "complete" and groups(result) == [{"a.mp4", "a_small.mp4"}]
     assert result.counts == {
         "videos": 3, "pairs": 3, "pairs_computed": 3, "pairs_listed": 3, "features_computed": 3, "ok": 3,
+        "blank": 0, "failed": 0, "alias": 0,
     }  # fmt: skip
     assert sorted(os.listdir("out")) == ["features", "groups.json", "pairs.csv", "report.html", "summary.json"]
     (group,) = json.loads(Path("out/groups.json").read_text())["groups"]
@@ -251,6 +252,10 @@ def test_two_sets_give_matches_and_no_groups(take, run, calls):
     assert "groups.json" not in os.listdir("out")
     run(["queries"], against=["refs"], min_score=0)
     assert calls.take() == (0, 0)
+    run(["queries"], against=["refs"], min_score=0, top=1)
+    assert [row["query_id"] for row in rows()] == ["queries/same.mp4", "queries/s.mp4"]
+    run(["refs", "queries"], min_score=0)
+    assert len(rows()) == 6
 
 
 def test_an_output_of_another_kind_of_run_does_not_stay(take, run):
@@ -289,6 +294,7 @@ def test_fewer_than_two_videos_is_an_error_with_the_first_reason(take, run):
         ({"orientations": "some"}, "orientations must be one of none, mirror, all, got 'some'"),
         ({"paths": ["out2"]}, "no videos in out2"),
         ({"paths": []}, "no videos in nothing"),
+        ({"noise": ["v", "gone.mp4"]}, "noise: gone.mp4: no such file or folder"),
         ({"decisions": "gone.json"}, "decisions gone.json: cannot be read"),
     ],
 )

@@ -239,34 +239,46 @@ class PairTable:
         self._waiting: list[tuple[int, int, PairScores]] = []
         self._flushed = time.monotonic()
 
-    def scores(self) -> np.ndarray:
-        """float32 [N, N], query by ref, nan where not computed yet."""
-        table = np.full((len(self._ids), len(self._ids)), np.nan, np.float32)
+    def scores(self, queries: np.ndarray, refs: np.ndarray) -> np.ndarray:
+        """float32 [Q, R] of positions int64 [Q] and [R] (each position once), nan where not computed yet."""
+        table = np.full((len(queries), len(refs)), np.nan, np.float32)
+        row_of, column_of = (self._place(positions) for positions in (queries, refs))
         rows = self._store._database.execute(
             "select newer, is_query, scores from done where context = ?", (self._context,)
         )
         for newer, is_query, blob in rows:
-            if newer < len(self._position) and (row := self._position[newer]) >= 0:
-                scores = np.frombuffer(blob, "<f4")
-                older = self._position[: len(scores)]
-                side = table[row] if is_query else table[:, row]
-                side[older[older >= 0]] = scores[older >= 0]
+            own, others = (row_of, column_of) if is_query else (column_of, row_of)
+            if newer < len(own) and (place := own[newer]) >= 0:
+                values = np.frombuffer(blob, "<f4")
+                older = others[: len(values)]
+                side = table[place] if is_query else table[:, place]
+                side[older[older >= 0]] = values[older >= 0]
         return table
+
+    def _place(self, positions: np.ndarray) -> np.ndarray:
+        """Id of a video -> where it is in `positions`, -1 where it is not."""
+        place = np.full(len(self._position), -1)
+        place[self._ids[positions]] = np.arange(len(positions))
+        return place
 
     def to_compute(self, pairs: np.ndarray, min_score: float) -> np.ndarray:
         """Of pairs int64 [M, 2] those not computed yet, or kept as a score alone though that is `min_score` or more."""
         self.keep_from, min_score = min(self.keep_from, min_score), np.float32(min_score)
-        scores = self.scores()[pairs[:, 0], pairs[:, 1]]
+        queries, refs = np.unique(pairs[:, 0]), np.unique(pairs[:, 1])
+        rows, columns = np.searchsorted(queries, pairs[:, 0]), np.searchsorted(refs, pairs[:, 1])
+        scores = self.scores(queries, refs)[rows, columns]
         wanted = np.isnan(scores)
         if min_score < np.float32(KEEP_FROM) and (scores >= min_score).any():
-            rows = self._store._database.execute(
+            kept = np.zeros((len(queries), len(refs)), bool)
+            found = self._store._database.execute(
                 "select query, ref from pairs where context = ?", (self._context,)
             ).fetchall()
-            kept = np.zeros((len(self._ids),) * 2, bool)
-            places = self._position[np.array(rows, np.int64).reshape(-1, 2)]
-            places = places[(places >= 0).all(1)]
-            kept[places[:, 0], places[:, 1]] = True
-            wanted |= (scores >= min_score) & ~kept[pairs[:, 0], pairs[:, 1]]
+            ids = np.array(found, np.int64).reshape(-1, 2)
+            ids = ids[(ids < len(self._position)).all(1)]
+            place = np.stack([self._place(queries)[ids[:, 0]], self._place(refs)[ids[:, 1]]])
+            place = place[:, (place >= 0).all(0)]
+            kept[place[0], place[1]] = True
+            wanted |= (scores >= min_score) & ~kept[rows, columns]
         return pairs[wanted]
 
     def add(self, query: int, ref: int, scores: PairScores) -> None:

@@ -41,7 +41,7 @@ from vsim_fast.encode import load_encoder
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import UsageError
 from vsim_fast.feature_store import FeatureStore
-from vsim_fast.inputs import find_videos, path_id
+from vsim_fast.inputs import Inputs, find_videos, path_id
 from vsim_fast.pipeline import Timings
 from vsim_fast.report.duplicates import write_review_page
 from vsim_fast.store import OutputFolder
@@ -105,43 +105,40 @@ def dedup(
     with timings.stage("find"):
         sets = [paths] if against is None else [paths, against]
         found = find_videos(*sets, exclude=[] if output_dir is None else [output_dir])
-        noise_files = find_videos(noise).files if noise else []
+        noise_found = find_videos(noise) if noise else Inputs([], [])
+        if noise_found.missing:
+            raise UsageError("noise: {}: {}".format(*noise_found.missing[0]))
     if isinstance(encoder, str):
         with timings.stage("load_encoder"):
             encoder = load_encoder(encoder, device=device, precision=precision, offline=offline)
     with ExitStack() as stack:
         folder = Path(output_dir or stack.enter_context(TemporaryDirectory(prefix="vsim-")))
         store = stack.enter_context(FeatureStore(folder / STORE))
-        reader = Reader(store, encoder, settings, noise_files, decoder, timings)
+        reader = Reader(store, encoder, settings, noise_found.files, decoder, timings)
         files = read_all(reader, found, retry_failed, progress)
         require_enough(found, files)
         compared = Compared(found, files)
         table = compare_all(reader, compared, min_score, progress)
-        listed = compared.listed(table.scores(), min_score, top)
+        listed = compared.listed(table, min_score, top)
         apart, kept = compared.decided(decided)
         groups_found = find_groups(compared, table, apart) if against is None else find_matches(compared, table, apart)
         described = [describe(compared, table, group, kept, keeping=against is None) for group in groups_found]
-        aliases = [
-            File(path=path_id(a.path), status="alias", reason=f"the same file as {path_id(a.same_as)}")
-            for a in found.aliases
-        ]
-        gone = [File(path=path_id(path), status="failed", reason=reason) for path, reason in found.missing]
-        failed = gone + [file for file in files if file.status == "failed"]
+        others = _not_read(found)
+        statuses = dict.fromkeys(("ok", "blank", "failed", "alias"), 0) | Counter(
+            file.status for file in files + others
+        )
         result = DedupResult(
-            status="partial" if failed or any(file.lost_frames for file in files) else "complete",
-            files=files + gone + aliases,
+            status="partial" if counts["failed"] or any(file.lost_frames for file in files) else "complete",
+            files=files + others,
             groups=[as_group(members) for members in described] if against is None else [],
             matches=[] if against is None else [match for members in described for match in as_matches(members)],
-            counts={
-                "videos": len(compared.members), "pairs": compared.pair_count, "pairs_computed": reader.pairs_computed,
-                "pairs_listed": len(listed), "features_computed": sum(file.computed for file in files),
-            } | dict(Counter(file.status for file in files + gone + aliases)),
-            settings=settings | {"top": top, "min_score": min_score, "noise": [path_id(path) for path in noise_files]},
+            counts=counts,
+            settings=settings | {"top": top, "min_score": min_score, "noise": list(map(path_id, noise_found.files))},
             encoder=encoder.describe(),
             thresholds=dict(THRESHOLDS),
             decisions=decided.model_dump(),
             notes=_warnings(encoder) + compared.unused(decided) + store.notes,
-        )  # fmt: skip
+        )
         if output_dir is None:
             result.pairs = list(compared.rows(table, listed))
         else:
@@ -161,6 +158,15 @@ def dedup(
                 result = _timed(result, timings, started)
                 write_text(out.file(SUMMARY), result.model_dump_json(indent=2))
     return _timed(result, timings, started)
+
+
+def _not_read(found: Inputs) -> list[File]:
+    """What was named and is not there, and further names of files that are read."""
+    gone = [File(path=path_id(path), status="failed", reason=reason) for path, reason in found.missing]
+    return gone + [
+        File(path=path_id(path), status="alias", reason=f"the same file as {path_id(same_as)}")
+        for path, same_as in found.aliases
+    ]
 
 
 def _warnings(encoder: Encoder) -> list[str]:

@@ -53,33 +53,33 @@ class Compared:
         only = files[0] * files[1] == shared  # the one file of this content is in both sets: no pair
         return pairs[(pairs[:, 0] != pairs[:, 1]) | ~only[pairs[:, 0]]]
 
-    def listed(self, scores: np.ndarray, min_score: float, top: int | None) -> np.ndarray:
+    def listed(self, table: PairTable, min_score: float, top: int | None) -> np.ndarray:
         """int64 [L, 2], the pairs (query, ref) of files to list, best first.
 
         Args:
-            scores: [K, K] of the contents.  top: most pairs of a query; within one set, of either of the two files.
+            top: most pairs of a query; within one set, of either of the two files.
         """
-        if self.one_set:  # the other triangle may hold what was scored between two sets, by an earlier run
-            scores = np.where(np.tri(len(scores), dtype=bool), scores.T, scores)
-        table = scores[np.ix_(self.content, self.content)]
-        keep = table >= np.float32(min_score)
+        queries, refs = (self.sets * 2)[:2]
         if self.one_set:
-            np.fill_diagonal(keep, False)
+            contents = np.arange(len(self.keys))
+            scores = table.scores(contents, contents)
+            lower = np.tri(len(scores), dtype=bool)  # may hold other scores, by an earlier run between two sets
+            scores = np.where(lower, scores.T, scores)[np.ix_(self.content[queries], self.content[refs])]
         else:
-            inside = np.zeros_like(keep)
-            inside[np.ix_(*self.sets)] = True
-            keep &= inside & ~np.eye(len(keep), dtype=bool)
+            contents = [np.unique(self.content[s], return_inverse=True) for s in self.sets]
+            scores = table.scores(contents[0][0], contents[1][0])[np.ix_(contents[0][1], contents[1][1])]
+        keep = (scores >= np.float32(min_score)) & (queries[:, None] != refs)
         if top is not None:
             best = np.zeros_like(keep)
             for row in np.flatnonzero(keep.any(1)):
                 columns = np.flatnonzero(keep[row])
-                best[row, columns[np.argsort(-table[row, columns], kind="stable")[:top]]] = True
+                best[row, columns[np.argsort(-scores[row, columns], kind="stable")[:top]]] = True
             keep = best | best.T if self.one_set else best
         if self.one_set:
             keep = np.triu(keep)
         query, ref = np.nonzero(keep)
-        order = np.lexsort((ref, query, -table[query, ref]))
-        return np.stack([query[order], ref[order]], 1)
+        order = np.lexsort((ref, query, -scores[query, ref]))
+        return np.stack([queries[query[order]], refs[ref[order]]], 1)
 
     def scores(self, table: PairTable, query: int, ref: int) -> PairScores:
         """Of two files, as from query to ref, whichever way their contents were scored."""
