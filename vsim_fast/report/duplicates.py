@@ -130,8 +130,8 @@ def write_review_page(path: str | os.PathLike[str], page: ReviewPage) -> int:
         "videos": [
             {
                 "key": video.key, "path": video.path, "bytes": video.size_bytes, "ratio": _ratio(video),
-                "duration": _finite(video.duration_seconds), "seconds": [round(t, 3) for t in video.frame_seconds],
-                "pictures": pictures.frames[v],
+                "duration": _known(video.duration_seconds) or 0.0,
+                "seconds": [round(t, 3) for t in video.frame_seconds], "pictures": pictures.frames[v],
             }
             for v, video in enumerate(table.videos)
         ],
@@ -140,7 +140,7 @@ def write_review_page(path: str | os.PathLike[str], page: ReviewPage) -> int:
             {
                 "query": table.index(member.video), "ref": table.index(reference), "shown": shown[p],
                 "matches": [[i, j, round(_unit(value), 3)] for i, j, value in member.matches],
-                "coverage": [member.query_coverage, member.ref_coverage],
+                "coverage": [_known(member.query_coverage), _known(member.ref_coverage)],
             }
             for p, (member, reference, _) in enumerate(pairs)
         ],
@@ -149,7 +149,7 @@ def write_review_page(path: str | os.PathLike[str], page: ReviewPage) -> int:
         "earlier": {"not_duplicates": decisions.other_pairs, "keep": decisions.other_videos},
         "schema_version": DECISIONS_SCHEMA,
     }  # fmt: skip
-    data["id"] = hashlib.sha256(json.dumps(data, default=str).encode()).hexdigest()[:16]
+    data["id"] = hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]
     filters = {
         "visible": visible, "bytes": _bytes, "percent": _percent, "number": _number, "name": lambda p: _split(p)[1],
         "folder": lambda p: _split(p)[0], "counted": _counted,
@@ -255,7 +255,7 @@ def _pair_view(number: int, member: ReviewMember, reference: ReviewVideo, thresh
     }
     scores = []
     for name, (high, low) in words.items():
-        value, threshold = getattr(member, name), thresholds.get(name)
+        value, threshold = _known(getattr(member, name)), thresholds.get(name)
         passes = value is not None and (threshold is None or value >= threshold)
         scores.append(
             {
@@ -292,7 +292,7 @@ def _facts(query: ReviewVideo, ref: ReviewVideo) -> list[_Fact]:
          better(query.duration_seconds, ref.duration_seconds)),
         ("Bit rate", _bit_rate(query.bit_rate), _bit_rate(ref.bit_rate),
          better(query.bit_rate, ref.bit_rate) if same_codec else ""),
-        ("Frames", _rate(query.fps), _rate(ref.fps), better(query.fps, ref.fps)),
+        ("Frame rate", _rate(query.fps), _rate(ref.fps), better(query.fps, ref.fps)),
         ("Codec", query.codec or "–", ref.codec or "–", ""),
         ("Size", _bytes(query.size_bytes), _bytes(ref.size_bytes), ""),
     ]  # fmt: skip
@@ -395,12 +395,13 @@ def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def _finite(value: float | None) -> float:
-    return float(value) if value is not None and math.isfinite(value) else 0.0
+def _known(value: float | None) -> float | None:
+    """None also for what is not finite, which JSON cannot say."""
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _unit(value: float | None) -> float:
-    return min(1.0, max(0.0, _finite(value)))
+    return min(1.0, max(0.0, _known(value) or 0.0))
 
 
 def _ratio(video: ReviewVideo) -> float:
@@ -408,12 +409,12 @@ def _ratio(video: ReviewVideo) -> float:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.2f}"
+    return "–" if _known(value) is None else f"{value:.2f}"
 
 
 def _percent(value: float | None) -> str:
     """Rounded down near the top: "100 %" is said of nothing less."""
-    if value is None or not math.isfinite(value):
+    if _known(value) is None:
         return "–"
     return f"{math.floor(100 * value) if value > 0.99 else round(100 * value)} %"
 
@@ -435,7 +436,7 @@ def _bit_rate(value: int | None) -> str:
 
 
 def _rate(fps: float) -> str:
-    return f"{fps:.4g} /s" if fps and math.isfinite(fps) else "–"
+    return f"{fps:.4g} fps" if fps and math.isfinite(fps) else "–"
 
 
 def _seconds(value: float) -> str:

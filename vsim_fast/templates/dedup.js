@@ -229,18 +229,22 @@
 
   const stateNodes = every(".group").map((node) => every(".state", node));
   const indexRows = every(".index tbody tr");
+  const freesNodes = every(".group").map((node, g) => [node.querySelector(".frees"), indexRows[g].querySelector(".frees")]);
   const press = (button, on) => button.setAttribute("aria-pressed", String(on));
   const isMarked = (group) => group.pairs.some((p) => marks.rejected.has(p)) || [group.medoid, ...group.pairs.map((p) => data.pairs[p].query)].some((v) => marks.kept.has(v));
   function show() {
     let files = 0, bytes = 0;
     data.groups.forEach((group, g) => {
+      let freed = 0;
       const states = outcome(group);
       for (const node of stateNodes[g]) {
         const [text, stays] = states.get(Number(node.dataset.video));
         node.textContent = text;
         node.classList.toggle("stays", stays);
       }
-      for (const [v, [, stays]] of states) if (!stays) { files += 1; bytes += data.videos[v].bytes; }
+      for (const [v, [, stays]] of states) if (!stays) { files += 1; freed += data.videos[v].bytes; }
+      bytes += freed;
+      for (const node of freesNodes[g]) node.textContent = freed ? size(freed) : "–";
       const out = group.pairs.filter((p) => marks.rejected.has(p)).length;
       const kept = [...states].filter(([v]) => marks.kept.has(v)).length;
       indexRows[g].querySelector(".marked").textContent = [out && `${out} not`, kept && `${kept} kept`].filter(Boolean).join(", ") || "–";
