@@ -14,8 +14,9 @@
   const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
   const clock = (seconds, decimals = 1) => {
     if (seconds < 60) return `${seconds.toFixed(decimals)} s`;
-    const whole = Math.round(seconds);
-    return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
+    const whole = Math.round(seconds), two = (n) => String(n).padStart(2, "0");
+    const minutes = Math.floor(whole / 60), hours = Math.floor(minutes / 60);
+    return hours ? `${hours}:${two(minutes % 60)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
   };
   const size = (bytes) => {
     const [unit, name] = [[1e12, "TB"], [1e9, "GB"], [1e6, "MB"], [1e3, "kB"]].find(([u]) => bytes >= 0.9995 * u) || [1, "bytes"];
@@ -93,7 +94,7 @@
       : pair.matches.length === 1 ? `One matched pair of frames, similarity ${similarities[0].toFixed(2)}.`
       : `${pair.matches.length} matched pairs of frames, similarity ${similarities[0].toFixed(2)} to ${similarities[similarities.length - 1].toFixed(2)}.`;
     const shown = new Set(pair.shown.map(([i, j]) => `${i} ${j}`));
-    const LEFT = 92, RIGHT = 12, BARS = [[18, 26], [74, 82]];
+    const LEFT = 92, RIGHT = 20, BARS = [[18, 26], [74, 82]];
     let lines = [], drawn = 0;
 
     function draw() {
@@ -204,7 +205,7 @@
     };
   }
 
-  /** What becomes of each video of a group: [state, whether it stays]. */
+  /** What becomes of each video of a group: [state, whether it stays, whether that is the suggestion]. */
   function outcome(group) {
     const out = new Map();
     const together = [group.medoid];
@@ -218,7 +219,8 @@
       if (together.length === 1) out.set(v, ["Stays: nothing left to compare", true]);
       else if (!keep.length) out.set(v, ["Stays until the next run suggests anew", true]);
       else if (chosen.includes(v)) out.set(v, ["Kept: your mark", true]);
-      else out.set(v, keep.includes(v) ? ["Suggested to keep", true] : ["Could go", false]);
+      else if (chosen.length) out.set(v, ["Could go: another is kept", false]);
+      else out.set(v, keep.includes(v) ? ["Suggested to keep", true, true] : ["Could go", false, true]);
     }
     for (const p of group.pairs) {
       const v = data.pairs[p].query;
@@ -238,9 +240,10 @@
       let freed = 0;
       const states = outcome(group);
       for (const node of stateNodes[g]) {
-        const [text, stays] = states.get(Number(node.dataset.video));
+        const [text, stays, suggested] = states.get(Number(node.dataset.video));
         node.textContent = text;
         node.classList.toggle("stays", stays);
+        node.nextElementSibling.hidden = !suggested;  // its reason
       }
       for (const [v, [, stays]] of states) if (!stays) { files += 1; freed += data.videos[v].bytes; }
       bytes += freed;
@@ -266,7 +269,7 @@
       marks.rejected.size && `${marks.rejected.size} not a duplicate`, marks.kept.size && `${marks.kept.size} to keep`,
       marks.withdrawn.size && `${marks.withdrawn.size} withdrawn`,
     ].filter(Boolean);
-    $("marks").textContent = (parts.length ? `${parts.join(", ")}.` : "No marks yet.") + (due ? " Not saved." : saved !== inForce ? " Saved." : "");
+    $("marks").textContent = (parts.length ? `${parts.join(", ")}.` : "No marks yet.") + (due ? " Not saved." : saved !== inForce ? " Saved: put decisions.json beside this page for the next run." : "");
     $("totals").textContent = data.groups.length ? `${files ? `${counted(files, "file")} could go, ${size(bytes)}` : "No file could go"}.` : "";
     $("save").classList.toggle("due", due);
   }
