@@ -104,7 +104,7 @@ def copy_settings(orientations="mirror"):
 
 
 def install():
-    copies, reader, page = (ModuleType(f"vsim_fast.{n}") for n in ("copies", "copy_reader", "report.duplicates"))
+    copies, reader = (ModuleType(f"vsim_fast.{n}") for n in ("copies", "copy_reader"))
     vars(copies).update(
         SIGNALS=SIGNALS, VERSION=1, CopyFeatures=CopyFeatures, PairScores=PairScores, score_pairs=score_pairs,
         THRESHOLDS={"score": 0.85},
@@ -113,15 +113,5 @@ def install():
         read_copy_video=read_copy_video, copy_settings=copy_settings, Noise=Noise, noise_for=lambda e, v=(): Noise(v)
     )
 
-    def record(*names):
-        return lambda *values, **fields: dict(zip(names, values, strict=False)) | fields
-
-    def write_review_page(path, content):
-        path.write_text("page")
-
-    vars(page).update(
-        ReviewGroup=record("medoid", "members", "certainty"), ReviewMember=record("video", "keep", "reason"),
-        ReviewPage=record("title"), ReviewVideo=record(), write_review_page=write_review_page,
-    )  # fmt: skip
-    for module in (copies, reader, page):
+    for module in (copies, reader):
         sys.modules.setdefault(module.__name__, module)

@@ -144,3 +144,16 @@ def test_typescript_is_no_transport_stream(tree):
     Path("v/y.ts").write_bytes(b"G\x40\0\x10")
     assert find_videos(["v/sub", "v"]).files[-1] == "v/y.ts"
     assert "v/x.ts" not in find_videos(["v"]).files
+
+
+def test_a_folder_that_may_not_be_entered_is_recorded(tree, monkeypatch):
+    scandir = os.scandir
+
+    def refused(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    found = find_videos(["v"])
+    assert found.files == ALL[:3] and found.missing == [Missing("v/sub/deep", "Permission denied")]

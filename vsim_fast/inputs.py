@@ -166,7 +166,7 @@ class _Search:
         pending = [(top, False)]
         while pending:
             start, linked = pending.pop(0)
-            for folder, folders, files in os.walk(start):
+            for folder, folders, files in os.walk(start, onerror=self._not_entered):
                 status = os.stat(folder)
                 identity = (status.st_dev, status.st_ino)
                 if identity in entered or os.path.realpath(folder) in self._excluded:
@@ -180,6 +180,9 @@ class _Search:
                     path = os.path.join(folder, name)
                     if not name.startswith(".") and os.path.exists(path):
                         yield path, linked or os.path.islink(path)
+
+    def _not_entered(self, error: OSError) -> None:
+        self.missing.append(Missing(error.filename, error.strerror or str(error)))
 
 
 def _is_video(path: str) -> bool:

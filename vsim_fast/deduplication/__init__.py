@@ -124,9 +124,11 @@ def dedup(
         groups_found = find_groups(compared, table, apart) if against is None else find_matches(compared, table, apart)
         described = [describe(compared, table, group, kept, keeping=against is None) for group in groups_found]
         others = _not_read(found)
-        statuses = dict.fromkeys(("ok", "blank", "failed", "alias"), 0) | Counter(
-            file.status for file in files + others
-        )
+        counts = {
+            "videos": len(compared.members), "pairs": compared.pair_count, "pairs_computed": reader.pairs_computed,
+            "pairs_listed": len(listed), "features_computed": sum(file.computed for file in files),
+        }  # fmt: skip
+        counts |= dict.fromkeys(("ok", "blank", "failed", "alias"), 0) | Counter(file.status for file in files + others)
         result = DedupResult(
             status="partial" if counts["failed"] or any(file.lost_frames for file in files) else "complete",
             files=files + others,
