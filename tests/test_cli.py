@@ -237,7 +237,7 @@ def test_dedup_prints_groups_and_writes_its_files(capsys, clip, tmp_path):
     assert code == 3 and "not read: " in stderr and "c.avi" in stderr
     assert "link.mp4: the same file as" in stderr
     assert "[b].mp4" in text.replace(" ", "")
-    assert "3 videos (2 read, the others known), 3 pairs (2 compared)" in text and "1 groups of 2 videos" in text
+    assert "3 videos (2 new), 3 pairs (2 new)" in text and "1 groups of 2 videos" in text
     assert text.endswith("decoder pyav, device cpu, float32, encoder builtin")
     (folder / "c.avi").unlink()
     code, stdout, _ = run(capsys, "dedup", folder / "*.mp4", "--output-dir", out, "--device", "cpu", "--json")

@@ -75,7 +75,8 @@ BASE = Quality(1280, 720, "h264", 2e6, 60.0, 15_000_000)
         ({"width": 1278, "bit_rate": 3e6}, 1, ["2 Mb/s h264 against 3 Mb/s h264", "3 Mb/s h264 against 2 Mb/s h264"]),
         (
             {"bit_rate": 1.6e6, "codec": "hevc"}, 1,
-            ["2 Mb/s h264 against 1.6 Mb/s hevc", "1.6 Mb/s hevc against 2 Mb/s h264"],
+            ["2 Mb/s h264 against 1.6 Mb/s hevc (worth 2.4 in h264)",
+             "1.6 Mb/s hevc (worth 2.4 in h264) against 2 Mb/s h264"],
         ),
         ({"bit_rate": 2.1e6, "duration_seconds": 62}, 1, ["60.0 s against 62.0 s", "62.0 s against 60.0 s"]),
         (

@@ -459,44 +459,65 @@ def _print_pairs(result: Any) -> None:
     )
 
 
-SHOWN_GROUPS = 30
+SHOWN_GROUPS, SHOWN_NOTES = 30, 20
 
 
 def _print_duplicates(result: Any, *, against: bool) -> None:
+    try:
+        folder = os.path.commonpath([os.path.dirname(file.path) for file in result.files])
+    except ValueError:  # some are relative
+        folder = ""
+
+    def shown(path: str) -> str:  # what lies in one folder needs not say so in every row
+        return _escape(os.path.relpath(path, folder) if folder else path)
+
     if result.groups:
         table = _table("group", "score", "", "video", "why")
         for n, group in enumerate(result.groups[:SHOWN_GROUPS], 1):
             for member in group.members:
                 score = "" if member.path == group.medoid else f"{member.score:.3f}"
                 keep = "[green]keep[/]" if member.keep else ""
-                table.add_row(str(n), score, keep, _escape(member.path), _escape(member.reason))
+                table.add_row(str(n), score, keep, shown(member.path), _escape(member.reason))
         _console().print(table)
     if result.matches:
         table = _table("query", "reference", "score", "verdict", "orientation")
         for match in result.matches[:SHOWN_GROUPS]:
-            names = (_escape(match.query), _escape(match.ref))
-            table.add_row(*names, f"{match.score:.3f}", match.verdict, match.orientation)
+            numbers = (f"{match.score:.3f}", match.verdict, match.orientation)
+            table.add_row(shown(match.query), shown(match.ref), *numbers)
         _console().print(table)
     if (rest := max(len(result.groups), len(result.matches)) - SHOWN_GROUPS) > 0:
         print(f"and {rest} more, see {result.output_dir}/report.html")
     for file in result.files:
-        if file.status == "failed":
-            print(f"not read: {file.path}: {file.reason}", file=sys.stderr)
-        elif file.status in ("alias", "blank"):
-            print(f"not compared: {file.path}: {file.reason}", file=sys.stderr)
-    for note in (*result.notes, *(f"{file.path}: {note}" for file in result.files for note in file.notes)):
-        print(f"note: {note}", file=sys.stderr)
+        if file.status != "ok":
+            print(
+                f"not {'read' if file.status == 'failed' else 'compared'}: {file.path}: {file.reason}", file=sys.stderr
+            )
+    _print_notes(result)
     counts, encoder = result.counts, result.encoder
     grouped = sum(len(group.members) for group in result.groups)
     found = f"{len(result.matches)} matches" if against else f"{len(result.groups)} groups of {grouped} videos"
     decoders = " and ".join(sorted({file.decoder for file in result.files if file.decoder}))
     print(
-        f"{counts['videos']} videos ({counts['features_computed']} read, the others known), {counts['pairs']} pairs "
-        f"({counts['pairs_computed']} compared) in {result.timings['total']:.1f} s: {found} -> {result.output_dir} "
+        f"{counts['videos']} videos ({counts['features_computed']} new), {counts['pairs']} pairs "
+        f"({counts['pairs_computed']} new) in {result.timings['total']:.1f} s: {found} -> {result.output_dir} "
         f"({', '.join(result.outputs)}, summary.json); decoder {decoders}, device {encoder['device']}, "
         f"{encoder['token_dtype']}, encoder {encoder['spec']}"
         + (" (random weights)" if encoder["random_weights"] else "")
     )
+
+
+def _print_notes(result: Any) -> None:
+    """Those on all of it, then each kind of note on videos once."""
+    videos: dict[str, list[str]] = {}
+    for file in result.files:
+        for note in file.notes:
+            videos.setdefault(note, []).append(file.path)
+    whose = {note: paths[0] if len(paths) == 1 else f"{len(paths)} videos" for note, paths in videos.items()}
+    lines = [*result.notes, *(f"{who}: {note}" for note, who in whose.items())]
+    for line in lines[:SHOWN_NOTES]:
+        print(f"note: {line}", file=sys.stderr)
+    if len(lines) > SHOWN_NOTES:
+        print(f"note: {len(lines) - SHOWN_NOTES} more in summary.json", file=sys.stderr)
 
 
 def _synthetic_study(output_dir: Path, json_: bool) -> None:

@@ -94,6 +94,11 @@ class Quality:
     kept: bool = False
     """The user marked it."""
 
+    @property
+    def h264_bit_rate(self) -> float:
+        """What H.264 would need for this, roughly."""
+        return self.bit_rate * CODEC_GAIN.get(self.codec, 1.0)
+
 
 class _Criterion(NamedTuple):
     value: Callable[[Quality], float]
@@ -106,9 +111,12 @@ CRITERIA = (
     _Criterion(lambda v: v.kept, lambda top: 0, lambda v: "marked by you" if v.kept else "not marked"),
     _Criterion(lambda v: v.width * v.height, lambda top: PIXELS_NEAR * top, lambda v: f"{v.width}x{v.height}"),
     _Criterion(
-        lambda v: v.bit_rate * CODEC_GAIN.get(v.codec, 1.0),
+        lambda v: v.h264_bit_rate,
         lambda top: BIT_RATE_NEAR * top,
-        lambda v: f"{v.bit_rate / 1e6:.3g} Mb/s {v.codec}",
+        lambda v: (
+            f"{v.bit_rate / 1e6:.3g} Mb/s {v.codec}"
+            + (f" (worth {v.h264_bit_rate / 1e6:.3g} in h264)" if v.codec in CODEC_GAIN else "")
+        ),
     ),
     _Criterion(
         lambda v: v.duration_seconds,
