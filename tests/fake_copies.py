@@ -49,7 +49,7 @@ class PairScores(NamedTuple):
     matches: list
 
 
-def score_pairs(load, pairs, *, noise, progress=None):
+def score_pairs(load, pairs, *, progress=None):
     for row, (query, ref) in enumerate(pairs.tolist()):
         a, b = (load(n).frames - load(n).frames.mean(1, keepdim=True) for n in (query, ref))
         best, where = (torch.nn.functional.normalize(a) @ torch.nn.functional.normalize(b).T).max(1)

@@ -99,15 +99,13 @@ def as_matches(members: Sequence[Described]) -> list[Match]:
 def find_related(
     compared: Compared, table: PairTable, apart: set[tuple[int, int]], found: Sequence[Found]
 ) -> list[tuple[int, int, PairScores]]:
-    """The best pairs that are alike, but no duplicates and not in one group."""
+    """The best pairs that are alike and not shown together: no duplicates, or of a member and not of the medoid."""
     group_of = {n: g for g, group in enumerate(found) for n in (group.medoid, *group.members)}
-    pairs = [
-        (query, ref, scores)
-        for query, ref, scores in compared.alike(table)
-        if not scores.duplicate
-        and (query, ref) not in apart
-        and (not compared.one_set or query not in group_of or group_of[query] != group_of.get(ref))
-    ]
+
+    def together(query: int, ref: int, scores: PairScores) -> bool:
+        return group_of.get(query, -1) == group_of.get(ref, -2) if compared.one_set else scores.duplicate
+
+    pairs = [pair for pair in compared.alike(table) if pair[:2] not in apart and not together(*pair)]
     return sorted(pairs, key=lambda pair: (-pair[2].score, *pair[:2]))[:RELATED]
 
 

@@ -149,7 +149,7 @@ def compare_all(reader: Reader, compared: Compared, min_score: float, progress: 
     if len(pairs):
         try:
             with reader.timings.stage("pairs"):
-                for row, scores in score_pairs(load, pairs, noise=reader.noise):
+                for row, scores in score_pairs(load, pairs):
                     table.add(*pairs[row].tolist(), scores)
                     reader.pairs_computed += 1
                     if progress and (time.perf_counter() - last > 0.1 or reader.pairs_computed == len(pairs)):
