@@ -10,14 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fake_copies
+import cheap_copies
 import pytest
 from video.clips import encode as write_clip
 
 import vsim_fast
 from vsim_fast.cli import main
 
-fake_copies.install()
+cheap_copies.install()
 
 
 def run(capsys, *arguments):
@@ -230,7 +230,8 @@ def duplicates(clip, folder):
     return folder
 
 
-def test_dedup_prints_groups_and_writes_its_files(capsys, clip, tmp_path):
+def test_dedup_prints_groups_and_writes_its_files(capsys, clip, tmp_path, monkeypatch):
+    cheap_copies.use(monkeypatch)
     folder, out = duplicates(clip, tmp_path / "v"), tmp_path / "out"
     code, stdout, stderr = run(capsys, "dedup", folder, "--output_dir", out, "--device", "cpu")
     text = " ".join(stdout.split())
@@ -246,7 +247,8 @@ def test_dedup_prints_groups_and_writes_its_files(capsys, clip, tmp_path):
     assert json.loads((out / "groups.json").read_text())["groups"] == found["groups"]
 
 
-def test_dedup_against_another_folder(capsys, clip, tmp_path):
+def test_dedup_against_another_folder(capsys, clip, tmp_path, monkeypatch):
+    cheap_copies.use(monkeypatch)
     folder = duplicates(clip, tmp_path / "v")
     arguments = ["--against", folder / "other.mp4", "--against", folder / "a.mp4", "--output-dir", tmp_path / "out"]
     code, stdout, _ = run(capsys, "dedup", folder / "[b].mp4", *arguments, "--min-score", "0", "--device", "cpu")
@@ -268,6 +270,7 @@ def test_dedup_against_another_folder(capsys, clip, tmp_path):
 )
 def test_dedup_errors_are_one_line(capsys, clip, tmp_path, monkeypatch, arguments, code, message):
     monkeypatch.chdir(tmp_path)
+    cheap_copies.use(monkeypatch)
     duplicates(clip, Path("v"))
     ended, stdout, stderr = run(capsys, "dedup", *arguments, "--json", "--device", "cpu")
     assert ended == code and stderr.startswith("error: ") and stderr.count("\n") == 1 and message in stderr

@@ -9,7 +9,7 @@ import shutil
 from fractions import Fraction
 from pathlib import Path
 
-import fake_copies
+import cheap_copies
 import numpy as np
 import pytest
 from motion_clips import write_variant
@@ -18,7 +18,7 @@ from vsim_fast.encode import load_encoder
 from vsim_fast.errors import CorruptVideo, UsageError
 from vsim_fast.models import Scene
 
-fake_copies.install()
+cheap_copies.install()
 from vsim_fast.copies import SIGNALS  # noqa: E402
 
 from vsim_fast.deduplication import DedupResult, dedup, pairing, reading  # noqa: E402
@@ -68,6 +68,7 @@ class Calls:
     """How many videos were read, pairs compared, and features loaded since the last look."""
 
     def __init__(self, monkeypatch):
+        cheap_copies.use(monkeypatch)
         self.read, self.pairs = 0, 0
         read, score = reading.read_copy_video, pairing.score_pairs
 
@@ -94,7 +95,7 @@ def calls(monkeypatch):
 
 
 @pytest.fixture
-def run(encoder):
+def run(encoder, calls):
     """`dedup` of v/ into out/."""
 
     def call(paths=("v",), output_dir="out", **options) -> DedupResult:
