@@ -19,7 +19,9 @@ cheap_copies.install()
 from vsim_fast.deduplication import dedup  # noqa: E402
 
 RATE, SECONDS = 12, 4
-pytestmark = pytest.mark.skipif(sys.modules["vsim_fast.copies"].__spec__ is None, reason="the true comparison is not there")
+pytestmark = pytest.mark.skipif(
+    sys.modules["vsim_fast.copies"].__spec__ is None, reason="the true comparison is not there"
+)
 
 
 @pytest.fixture(scope="module")
