@@ -52,10 +52,11 @@ def groups(count: int, pairs: np.ndarray, scores: np.ndarray, apart: Collection[
         split[b].add(a)
 
     def star(centre: int) -> Group:
-        members: list[int] = []
+        members, barred = [], split[centre].copy()
         for other in sorted(edges[centre], key=lambda other: (-edges[centre][other], other)):
-            if not split[other] & {centre, *members}:
+            if other not in barred:
                 members.append(other)
+                barred |= split[other]
         return Group(centre, members, [edges[centre][member] for member in members])
 
     stars = {n: star(n) for n in range(count) if edges[n]}
