@@ -10,11 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cheap_copies
 import pytest
 from video.clips import encode as write_clip
 
 import vsim_fast
 from vsim_fast.cli import main
+
+cheap_copies.install()
 
 
 def run(capsys, *arguments):
@@ -214,6 +217,64 @@ def test_the_synthetic_study_fails_loudly(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(motion_study, "run_motion_study", lambda: failing)
     code, _, stderr = run(capsys, "compare", "--synthetic", "--output-dir", tmp_path)
     assert code == 1 and stderr.startswith("error: H2 (clockwise and counter-clockwise are dissimilar) fails for")
+
+
+def duplicates(clip, folder):
+    """A folder with a clip, the same bytes under another name, another clip, a link and a file that is no video."""
+    folder.mkdir()
+    for name in ("a.mp4", "[b].mp4"):
+        shutil.copy(clip, folder / name)
+    write_clip(folder / "other.mp4", 60)
+    os.link(folder / "a.mp4", folder / "link.mp4")
+    (folder / "c.avi").write_bytes(b"no video")
+    return folder
+
+
+def test_dedup_prints_groups_and_writes_its_files(capsys, clip, tmp_path, monkeypatch):
+    cheap_copies.use(monkeypatch)
+    folder, out = duplicates(clip, tmp_path / "v"), tmp_path / "out"
+    code, stdout, stderr = run(capsys, "dedup", folder, "--output_dir", out, "--device", "cpu")
+    text = " ".join(stdout.split())
+    assert code == 3 and "not read: " in stderr and "c.avi" in stderr
+    assert "link.mp4: the same file as" in stderr
+    assert "[b].mp4" in text.replace(" ", "")
+    assert "3 videos (2 new), 3 pairs (2 new)" in text and "1 groups of 2 videos" in text
+    assert text.endswith("decoder pyav, device cpu, float32, encoder builtin")
+    (folder / "c.avi").unlink()
+    code, stdout, _ = run(capsys, "dedup", folder / "*.mp4", "--output-dir", out, "--device", "cpu", "--json")
+    found = json.loads(stdout)
+    assert code == 0 and found["counts"]["pairs_computed"] == found["counts"]["features_computed"] == 0
+    assert json.loads((out / "groups.json").read_text())["groups"] == found["groups"]
+
+
+def test_dedup_against_another_folder(capsys, clip, tmp_path, monkeypatch):
+    cheap_copies.use(monkeypatch)
+    folder = duplicates(clip, tmp_path / "v")
+    arguments = ["--against", folder / "other.mp4", "--against", folder / "a.mp4", "--output-dir", tmp_path / "out"]
+    code, stdout, _ = run(capsys, "dedup", folder / "[b].mp4", *arguments, "--min-score", "0", "--device", "cpu")
+    assert code == 0 and "1 matches" in " ".join(stdout.split())
+    assert len((tmp_path / "out" / "pairs.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 1, "give folders or files: vsim dedup PATHS"),
+        (["nothing"], 1, "no videos in nothing (of a folder: *.mp4, "),
+        (["v/c.avi", "v/a.mp4"], 4, "1 of 2 videos can be read, nothing to compare; v/c.avi: "),
+        (["v", "--orientations", "some"], 1, "orientations"),
+        (["v", "--top", "0"], 1, "top must be 1 or more, got 0"),
+        (["v", "--noise", "v/a.mp4"], 1, "noise must not be among the videos compared: v/a.mp4 has the content of"),
+        (["v", "--decisions", "v/c.avi"], 1, "decisions v/c.avi: the file: Invalid JSON"),
+    ],
+)
+def test_dedup_errors_are_one_line(capsys, clip, tmp_path, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    cheap_copies.use(monkeypatch)
+    duplicates(clip, Path("v"))
+    ended, stdout, stderr = run(capsys, "dedup", *arguments, "--json", "--device", "cpu")
+    assert ended == code and stderr.startswith("error: ") and stderr.count("\n") == 1 and message in stderr
+    assert json.loads(stdout)["error"]["message"] in stderr
 
 
 def test_doctor_and_models_print_json(capsys):

@@ -15,11 +15,11 @@ ROOT = Path(vsim_fast.__file__).parent
 LAYERS = [  # lowest first; names in one set are peers
     {"errors", "processor"},
     {"records", "ops"},
-    {"video", "encode", "store"},
+    {"video", "encode", "store", "inputs"},
     {"similarity", "alignment", "all_pairs", "pairs", "fingerprints", "copies", "retrieval", "nerv"},
-    {"pipeline", "report", "motion_study"},
-    {"frame_encoder"},
-    {"analysis", "comparison", "batch", "benchmark", "doctor", "models"},
+    {"pipeline", "report", "motion_study", "feature_store", "grouping"},
+    {"frame_encoder", "copy_reader"},
+    {"analysis", "comparison", "deduplication", "batch", "benchmark", "doctor", "models"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-import vsim_fast.report as report
-from vsim_fast.report import HeatmapWriter, ReportData, Stats, thumbnail, write_report, write_statistics
+from vsim_fast.report import HeatmapWriter, ReportData, analysis_page, thumbnail, write_report, write_statistics
+from vsim_fast.similarity import Stats
 
 HOSTILE = "<img src=x onerror=alert(1)>.mp4"
 VOID = {"meta", "img", "input"}
@@ -282,7 +282,7 @@ def test_page_takes_every_feature_dtype(tmp_path, dtype):
 
 def test_page_budget_lowers_rank_then_frames(tmp_path, monkeypatch):
     for budget, rank, frames in ((12 * 20 * 40, 40, 12), (12 * 20 * 34, 34, 12), (5 * 20 * 32, 32, 5), (10, 32, 1)):
-        monkeypatch.setattr(report, "EXPLORER_BYTES", budget)
+        monkeypatch.setattr(analysis_page, "EXPLORER_BYTES", budget)
         write_report(tmp_path / "report.html", make_data(frames=12, dim=64))
         explorer = page_data((tmp_path / "report.html").read_text())["explorer"]
         assert (explorer["rank"], len(explorer["frames"])) == (rank, frames)
@@ -292,7 +292,7 @@ def test_page_budget_lowers_rank_then_frames(tmp_path, monkeypatch):
 def test_frame_similarity_in_the_page(tmp_path, monkeypatch):
     data = make_data(frames=9)
     for most, frames in ((1200, list(range(9))), (4, [0, 2, 5, 8])):
-        monkeypatch.setattr(report, "PAGE_FRAMES", most)
+        monkeypatch.setattr(analysis_page, "PAGE_FRAMES", most)
         write_report(tmp_path / "report.html", data)
         stored = page_data((tmp_path / "report.html").read_text())["similarity"]
         assert stored["frames"] == frames

@@ -42,6 +42,7 @@ _EXPORTS = {  # public name -> module that defines it
     "DINOv3Encoder": "frame_encoder",
     "analyze": "analysis",
     "compare": "comparison",
+    "dedup": "deduplication",
 }
 __all__ = ["__version__", *_EXPORTS]
 

@@ -51,6 +51,12 @@ class Decoder(StrEnum):
     nvdec = "nvdec"
 
 
+class Orientations(StrEnum):
+    none = "none"
+    mirror = "mirror"
+    all = "all"
+
+
 class Reduce(StrEnum):
     stats = "stats"
     topk = "topk"
@@ -200,6 +206,71 @@ def compare(
         _print_pairs(result)
     else:
         _print_comparison(result)
+    if result.status != "complete":
+        raise typer.Exit(EXIT_PARTLY)
+
+
+@app.command()
+def dedup(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Folders (searched through), files, quoted patterns like 'a/**/*.mp4', lists (.txt, .csv, .json).",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="Look for copies of these (as PATHS; may be repeated) instead.", show_default=False),
+    ] = None,
+    output_dir: Annotated[Path, typer.Option(help="Where the results go, and features to be used again.")] = Path(
+        "dedup_results"
+    ),
+    model: Annotated[str, typer.Option("--model", help="Encoder, as for analyze.")] = "builtin",
+    orientations: Annotated[
+        Orientations, typer.Option(help="Also look for mirrored copies, or for turned ones, too.")
+    ] = Orientations.mirror,
+    noise: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Videos that are not among PATHS and measure chance (as PATHS); default generated pictures.",
+            show_default=False,
+        ),
+    ] = None,
+    top: Annotated[int | None, typer.Option(help="List only the best pairs of each video.", show_default=False)] = None,
+    min_score: Annotated[float, typer.Option(help="Least score of a pair listed.")] = 0.2,
+    decisions: Annotated[
+        Path | None,
+        typer.Option(help="Marks saved by the page.", show_default="decisions.json of the output folder, if any"),
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Read files again that could not be read before.")
+    ] = False,
+    device: Device = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of the encoder.")] = Precision.auto,
+    decoder: Annotated[Decoder, typer.Option(help="nvdec decodes on the GPU.")] = Decoder.auto,
+    offline: Offline = False,
+    json_: Json = False,
+) -> None:
+    """Find copies among videos: groups, which one to keep and why, and a page to check them. Nothing is deleted."""
+    if not paths:
+        raise UsageError("give folders or files: vsim dedup PATHS...")
+    from vsim_fast.deduplication import dedup as run
+    from vsim_fast.pipeline import Timings
+
+    timings = Timings()
+    timings.add("import", time.perf_counter() - STARTED)
+    with _progress() as progress:
+        result = run(
+            paths, against=against or None, output_dir=output_dir, encoder=_encoder_spec(model),
+            orientations=orientations.value, noise=noise or (), top=top, min_score=min_score, decisions=decisions,
+            retry_failed=retry_failed, device=device, precision=precision.value, decoder=decoder.value,
+            offline=offline, progress=progress, timings=timings, started=STARTED,
+        )  # fmt: skip
+    if json_:
+        print(result.model_dump_json())
+    else:
+        _print_duplicates(result, against=bool(against))
     if result.status != "complete":
         raise typer.Exit(EXIT_PARTLY)
 
@@ -386,6 +457,67 @@ def _print_pairs(result: Any) -> None:
         f"{len(result.pairs)} pairs in {result.timings['total']:.1f} s -> {result.output_dir} (comparison.json); "
         f"device {encoder['device']}, {encoder['token_dtype']}, encoder {encoder['spec']}"
     )
+
+
+SHOWN_GROUPS, SHOWN_NOTES = 30, 20
+
+
+def _print_duplicates(result: Any, *, against: bool) -> None:
+    try:
+        folder = os.path.commonpath([os.path.dirname(file.path) for file in result.files])
+    except ValueError:  # some are relative
+        folder = ""
+
+    def shown(path: str) -> str:  # what lies in one folder needs not say so in every row
+        return _escape(os.path.relpath(path, folder) if folder else path)
+
+    if result.groups:
+        table = _table("group", "score", "", "video", "why")
+        for n, group in enumerate(result.groups[:SHOWN_GROUPS], 1):
+            for member in group.members:
+                score = "" if member.path == group.medoid else f"{member.score:.3f}"
+                keep = "[green]keep[/]" if member.keep else ""
+                table.add_row(str(n), score, keep, shown(member.path), _escape(member.reason))
+        _console().print(table)
+    if result.matches:
+        table = _table("query", "reference", "score", "verdict", "orientation")
+        for match in result.matches[:SHOWN_GROUPS]:
+            numbers = (f"{match.score:.3f}", match.verdict, match.orientation)
+            table.add_row(shown(match.query), shown(match.ref), *numbers)
+        _console().print(table)
+    if (rest := max(len(result.groups), len(result.matches)) - SHOWN_GROUPS) > 0:
+        print(f"and {rest} more, see {result.output_dir}/report.html")
+    for file in result.files:
+        if file.status != "ok":
+            print(
+                f"not {'read' if file.status == 'failed' else 'compared'}: {file.path}: {file.reason}", file=sys.stderr
+            )
+    _print_notes(result)
+    counts, encoder = result.counts, result.encoder
+    grouped = sum(len(group.members) for group in result.groups)
+    found = f"{len(result.matches)} matches" if against else f"{len(result.groups)} groups of {grouped} videos"
+    decoders = " and ".join(sorted({file.decoder for file in result.files if file.decoder}))
+    print(
+        f"{counts['videos']} videos ({counts['features_computed']} new), {counts['pairs']} pairs "
+        f"({counts['pairs_computed']} new) in {result.timings['total']:.1f} s: {found} -> {result.output_dir} "
+        f"({', '.join(result.outputs)}, summary.json); decoder {decoders}, device {encoder['device']}, "
+        f"{encoder['token_dtype']}, encoder {encoder['spec']}"
+        + (" (random weights)" if encoder["random_weights"] else "")
+    )
+
+
+def _print_notes(result: Any) -> None:
+    """Those on all of it, then each kind of note on videos once."""
+    videos: dict[str, list[str]] = {}
+    for file in result.files:
+        for note in file.notes:
+            videos.setdefault(note, []).append(file.path)
+    whose = {note: paths[0] if len(paths) == 1 else f"{len(paths)} videos" for note, paths in videos.items()}
+    lines = [*result.notes, *(f"{who}: {note}" for note, who in whose.items())]
+    for line in lines[:SHOWN_NOTES]:
+        print(f"note: {line}", file=sys.stderr)
+    if len(lines) > SHOWN_NOTES:
+        print(f"note: {len(lines) - SHOWN_NOTES} more in summary.json", file=sys.stderr)
 
 
 def _synthetic_study(output_dir: Path, json_: bool) -> None:

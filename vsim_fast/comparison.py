@@ -32,6 +32,7 @@ from vsim_fast.fingerprints import (
     TrajectoryFingerprint,
 )
 from vsim_fast.frame_encoder import frame_centroids, frame_embeddings
+from vsim_fast.inputs import VIDEO_SUFFIXES
 from vsim_fast.pipeline import Timings, encode_video
 from vsim_fast.records import VideoInfo
 from vsim_fast.report import Second, write_alignment
@@ -52,8 +53,6 @@ STILL = 0.02
 CLEAR_ORDER = 0.35
 """Distance of `order` from 0.5 that noise does not reach; where motion is not steady, order must speak for itself."""
 THUMBNAILS, THUMBNAIL_HEIGHT = 512, 72
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v")
-"""What counts as a video of a folder, in upper or lower case."""
 
 Verdict = Literal[
     "same motion", "same content, different motion or order", "same content, no motion to judge", "different"
@@ -392,7 +391,7 @@ def compare_folder(
     timings: Timings | None = None,
     started: float | None = None,
 ) -> FolderComparison:
-    """`compare` for every pair of the videos in a folder (by the names in VIDEO_SUFFIXES), each read once.
+    """`compare` for every pair of the videos in a folder (by the suffixes of `inputs.VIDEO_SUFFIXES`), each read once.
 
     A video that cannot be read is recorded in `failed`, and the others are compared.
 
