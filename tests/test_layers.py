@@ -16,7 +16,7 @@ LAYERS = [  # lowest first; names in one set are peers
     {"errors", "processor"},
     {"records", "ops"},
     {"video", "encode", "store"},
-    {"similarity", "alignment", "all_pairs", "pairs", "fingerprints", "copies", "retrieval", "nerv"},
+    {"similarity", "alignment", "all_pairs", "pairs", "fingerprints", "copies", "retrieval", "nerv", "evaluation"},
     {"pipeline", "report", "motion_study"},
     {"frame_encoder"},
     {"analysis", "comparison", "batch", "benchmark", "doctor", "models"},
