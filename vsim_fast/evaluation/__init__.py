@@ -120,14 +120,10 @@ def evaluate(
     groups = []
     for family, severity, members in groups_of(truth, ranking.queries):
         part = ranking.of(members)
-        curve_of_part = Curve(part, precision, false_share, thresholds)
-        groups.append(
-            Group(
-                family, severity, int(members.sum()), len(part.true_query), int(part.right.sum()),
-                int((~part.right).sum()),
-                with_intervals(curve_of_part.measures, curve_of_part.bases, curve_of_part.cost, bootstrap, seed),
-            )
-        )  # fmt: skip
+        own = Curve(part, precision, false_share, thresholds)
+        measures = with_intervals(own.measures, own.bases, own.cost, bootstrap, seed)
+        counts = int(members.sum()), len(part.true_query), int(part.right.sum()), int((~part.right).sum())
+        groups.append(Group(family, severity, *counts, measures))
     found = int(ranking.right.sum())
     return Evaluation(
         totals=totals, thresholds=thresholds, queries=len(ranking.queries), true_pairs=len(ranking.true_query),
