@@ -43,6 +43,15 @@ _EXPORTS = {  # public name -> module that defines it
     "analyze": "analysis",
     "compare": "comparison",
     "dedup": "deduplication",
+    "read_pairs": "evaluation",
+    "read_truth": "evaluation",
+    "evaluate": "evaluation",
+    "micro_average_precision": "evaluation",
+    "mean_average_precision": "evaluation",
+    "recall_at_precision": "evaluation",
+    "recall_at_false_share": "evaluation",
+    "segment_ap": "evaluation",
+    "roc_auc": "evaluation",
 }
 __all__ = ["__version__", *_EXPORTS]
 

@@ -210,6 +210,55 @@ def compare(
         raise typer.Exit(EXIT_PARTLY)
 
 
+@app.command("eval")
+def evaluate(
+    pairs: Annotated[
+        Path, typer.Argument(metavar="PAIRS", help="Scored: dedup's pairs.csv, VSC candidates or matches.")
+    ],
+    truth: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TRUTH",
+            help="True pairs: query_id,ref_id; optionally VSC's times, and family, severity, base. An empty ref_id "
+            "lists a query without a copy.",
+        ),
+    ],
+    column: Annotated[str, typer.Option(help="Column of PAIRS that is the score.")] = "score",
+    precision: Annotated[float, typer.Option(help="Precision at which recall is taken.")] = 0.9,
+    false_share: Annotated[float, typer.Option(help="Share of false pairs at which recall is taken.")] = 0.01,
+    bootstrap: Annotated[int, typer.Option(help="Resamples behind the 95 % intervals; 0 for none.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
+    either_order: Annotated[
+        bool, typer.Option("--either-order", help="A pair means both (a, b) and (b, a): one set against itself.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="JSON file for everything found.", show_default=False)] = None,
+    vsc_out: Annotated[
+        Path | None, typer.Option(help="CSV file for the pairs as VSC's tools read them.", show_default=False)
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """How good scored pairs are: average precision, recall, segment AP, per family, with bootstrap intervals."""
+    from vsim_fast import evaluation
+    from vsim_fast.store import atomic_path
+
+    listed, true = evaluation.read_pairs(pairs, column=column), evaluation.read_truth(truth)
+    result = evaluation.evaluate(
+        *((listed.both_ways(), true.both_ways()) if either_order else (listed, true)),
+        precision=precision, false_share=false_share, bootstrap=bootstrap, seed=seed,
+    )  # fmt: skip
+    result.settings.update({"pairs": str(pairs), "truth": str(truth), "column": column, "either_order": either_order})
+    if output is not None:
+        with atomic_path(output) as partial:
+            partial.write_text(json.dumps(result.as_dict(), indent=2, allow_nan=False), encoding="utf-8")
+    if vsc_out is not None:
+        with atomic_path(vsc_out) as partial:
+            evaluation.write_vsc(partial, listed)
+    if json_:
+        print(json.dumps(result.as_dict(), allow_nan=False))
+    else:
+        _print_evaluation(result, [path for path in (output, vsc_out) if path is not None])
+
+
 @app.command()
 def dedup(
     paths: Annotated[
@@ -518,6 +567,49 @@ def _print_notes(result: Any) -> None:
         print(f"note: {line}", file=sys.stderr)
     if len(lines) > SHOWN_NOTES:
         print(f"note: {len(lines) - SHOWN_NOTES} more in summary.json", file=sys.stderr)
+
+def _print_evaluation(result: Any, written: list[Path]) -> None:
+    from vsim_fast.evaluation import MEASURES
+
+    settings = result.settings
+    chosen = {
+        "recall_at_precision": f"recall at precision {settings['precision']:g}",
+        "recall_at_false_share": f"recall at {100 * settings['false_share']:.3g} % false pairs",
+    }
+    table = _table("measure", "", "95 % interval", "from score", "")
+    for name, measure in result.totals.items():
+        label = chosen.get(name, name.replace("_", " "))
+        interval = "-" if measure.low is None else f"{measure.low:.4f} - {measure.high:.4f}"
+        threshold = result.thresholds.get(name)
+        score = "" if threshold is None else f"{threshold:.4g}"
+        table.add_row(label, _figure(measure.value, 4), interval, score, MEASURES[name])
+    _console().print(table)
+    if result.groups:
+        names = [*result.totals, "false_passing"]
+        labels = (chosen.get(name, name.replace("_", " ")) for name in names)
+        table = _table("family", "severity", "true pairs", "found", *labels)
+        for group in result.groups:
+            of = ("all" if label is None else _escape(_printable(label)) for label in (group.family, group.severity))
+            figures = (_figure(group.measures[name].value, 3) for name in names)
+            table.add_row(*of, str(group.true_pairs), str(group.found), *figures)
+        _console().print(table)
+    for note in result.notes:
+        print(f"note: {note}", file=sys.stderr)
+    counts = f"{result.found} of {result.true_pairs} true pairs and {result.false_pairs} false ones listed"
+    intervals = f"{settings['bootstrap']} resamples of {result.bases} bases, seed {settings['seed']}"
+    if result.totals["uAP"].low is None:
+        intervals = "no intervals"
+    to = f" -> {', '.join(_printable(str(path)) for path in written)}" if written else ""
+    print(f"{result.queries} queries, {counts}; {intervals}{to}")
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _printable(text: str) -> str:
+    """Names may hold bytes that are no UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _synthetic_study(output_dir: Path, json_: bool) -> None:
