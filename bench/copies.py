@@ -14,23 +14,32 @@ import csv
 import hashlib
 import json
 import sys
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import av
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from clip_edits import (
+    RATE,
+    Clip,
+    as_frames,
+    card,
+    drawn,
+    even,
+    filtered,
+    lettered,
+    looped,
+    pasted,
+    read,
+    resized,
+    size,
+    sprites,
+    write,
+    yuv,
+)
 
-RATE = 25
-LINES = 360
-"""Most pixels of the shorter side."""
 BASE_SECONDS = 5
-Clip = list[np.ndarray]
-"""Frames at RATE per second, uint8 yuv420p as PyAV lays it out: [H * 3 / 2, W], H and W even."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ BASES = {  # even places tune, odd ones are held out; motion in all
     "sprites_1": Base(Source("sprites:1"), (9, 13, 17, 21)),
     "sprites_2": Base(Source("sprites:2"), (9, 13, 17, 21)),
 }
-OTHER_SECONDS = 3.4
+OTHER_SECONDS, THIRD_SECONDS = 3.4, 2.4
 
 PERSON = "person_indoor_139s_10fps.mp4"
 PIECES = (  # one per recording, none of a base: what probes share nothing by
@@ -166,131 +175,10 @@ EDITS = {  # family: (mild, hard)
 }
 TINY = ("crop", "flip", "pad", "rotate", "colour", "pip", "speed", "insert")
 SEVERITIES = ("mild", "hard")
-
-
-# Clips: reading, filtering, drawing, writing
-
-
-def drawn(name: str) -> np.random.Generator:
-    return np.random.default_rng(zlib.crc32(name.encode()))
-
-
-def filtered(chain: str, frames: Iterable[av.VideoFrame] = (), stream=None, count: int | None = None) -> Clip:
-    """What comes out of a chain of filters, as yuv420p of even size; without `frames` the chain begins with a source."""
-    graph = av.filter.Graph()
-    frames = iter(frames)
-    nodes = []
-    if stream is not None:
-        nodes = [graph.add_buffer(template=stream, time_base=stream.time_base)]
-    elif (first := next(frames, None)) is not None:
-        tick = Fraction(1, RATE)
-        nodes = [graph.add_buffer(width=first.width, height=first.height, format="yuv420p", time_base=tick)]
-        frames = (first, *frames)
-    for part in f"{chain},format=yuv420p,crop=trunc(iw/2)*2:trunc(ih/2)*2".split(","):
-        name, _, options = part.partition("=")
-        nodes.append(graph.add(name, options or None))
-    graph.link_nodes(*nodes, graph.add("buffersink")).configure()
-
-    def pulled() -> Iterator[np.ndarray]:
-        while True:
-            try:
-                yield graph.vpull().to_ndarray()
-            except (av.BlockingIOError, av.EOFError):
-                return
-
-    clip: Clip = []
-    for frame in (*frames, None) if stream is None else frames:
-        if frame is not None or nodes[0].filter.name == "buffer":
-            graph.vpush(frame)
-        for array in pulled():
-            clip.append(array)
-            if len(clip) == count:
-                return clip
-    return clip
-
-
-def as_frames(clip: Clip) -> Iterator[av.VideoFrame]:
-    for k, array in enumerate(clip):
-        frame = av.VideoFrame.from_ndarray(array, format="yuv420p")
-        frame.pts, frame.time_base = k, Fraction(1, RATE)
-        yield frame
-
-
-def fitted(width: int, height: int) -> str:
-    """Scaling to at most LINES lines, square pixels."""
-    scale = min(1, LINES / min(width, height))
-    return f"scale={round(width * scale / 2) * 2}:{round(height * scale / 2) * 2}:flags=area:out_range=tv,setsar=1"
-
-
-def read(path: Path, start: float, seconds: float) -> Clip:
-    """As displayed: turned, square pixels, RATE frames per second from the first frame on."""
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        frames = container.decode(stream)
-        first = next(frames)
-        turns = {0: "null", 90: "transpose=cclock", 180: "hflip,vflip", 270: "transpose=clock"}
-        turned = first.rotation % 360
-        width = round(first.width * (stream.sample_aspect_ratio or 1))
-        size = (first.height, width) if turned % 180 else (width, first.height)
-        chain = f"setpts=PTS-STARTPTS,fps={RATE},{turns[turned]},{fitted(*size)}"
-
-        def all_frames() -> Iterator[av.VideoFrame | None]:
-            yield first
-            yield from frames
-            yield None
-
-        return filtered(chain, all_frames(), stream, round((start + seconds) * RATE))[round(start * RATE) :]
-
-
-def yuv(picture: Image.Image) -> np.ndarray:
-    return av.VideoFrame.from_image(picture).reformat(format="yuv420p").to_ndarray()
-
-
-def sprites(seed: int, start: float, seconds: float, width: int = 480, height: int = 360) -> Clip:
-    """Shapes on curved paths, which never come back, over a drifting texture of several scales."""
-    random = drawn(f"sprites {seed}")
-    field = np.zeros((2 * height, 3 * width, 3))
-    for cells in (6, 18, 54, 160):
-        patch = Image.fromarray(random.integers(0, 256, (cells, cells * 2, 3), np.uint8))
-        field += np.asarray(patch.resize((3 * width, 2 * height), Image.BICUBIC), float) / cells**0.35
-    field -= field.min((0, 1))
-    ground = Image.fromarray((field / field.max((0, 1)) * 230).astype(np.uint8))
-    shapes = []
-    for _ in range(7):
-        sides, size = random.integers(3, 8), random.uniform(0.06, 0.16) * width
-        shapes.append(dict(
-            corners=size * random.uniform(0.5, 1, (sides, 1)) * np.stack((np.cos(a := np.sort(random.uniform(0, 2 * np.pi, sides))), np.sin(a)), 1),
-            colour=tuple(random.integers(0, 256, 3).tolist()), middle=random.uniform(0.2, 0.8, 2),
-            swing=random.uniform(0.15, 0.4, 2), pace=random.uniform(0.25, 0.9, 2), phase=random.uniform(0, 6.3, 2),
-        ))  # fmt: skip
-    drift = random.uniform(4, 12, 2)
-    clip = []
-    for k in range(round(start * RATE), round((start + seconds) * RATE)):
-        t = k / RATE
-        x, y = (drift * t * (1, 0.5)).round().astype(int)
-        picture = ground.crop((x, y, x + width, y + height))
-        draw = ImageDraw.Draw(picture)
-        for s in shapes:
-            at = (s["middle"] + s["swing"] * np.sin(s["pace"] * (1 + 0.03 * t) * t + s["phase"])) * (width, height)
-            draw.polygon([tuple(p) for p in (at + s["corners"]).tolist()], fill=s["colour"], outline=(20, 20, 20))
-        clip.append(yuv(picture))
-    return clip
-
-
-def lettered(width: int, height: int, text: str, ground: tuple, ink: tuple) -> Image.Image:
-    picture = Image.new("RGB", (width, height), ground)
-    font = ImageFont.load_default(size=max(8, min(height * 0.6, 1.6 * width / max(1, len(text)))))
-    ImageDraw.Draw(picture).text((width / 2, height / 2), text, ink, font, anchor="mm")
-    return picture
-
-
-def card(seed: int, seconds: float) -> Clip:
-    """Text that changes every second."""
-    random = drawn(f"card {seed}")
-    ground, ink = (tuple(random.integers(low, low + 90, 3).tolist()) for low in (10, 165))
-    texts = ["".join(random.choice(list("ABCDEFGHIJKLMNOPRSTUVWXYZ  "), 14)) for _ in range(int(seconds))]
-    return [yuv(lettered(480, 270, text, ground, ink)) for text in texts for _ in range(RATE)]
+ROLES = {"refs": "ref", "queries": "query", "probes": "probe"}
+SPLITS = ("tune", "held_out")
+Copy = tuple[Clip, list[float]]
+"""A clip, and where it is a copy: the seconds of query start and end, ref start and end."""
 
 
 def load(media: Path, *sources: Source) -> Clip:
@@ -311,40 +199,6 @@ def load(media: Path, *sources: Source) -> Clip:
     return clip
 
 
-def size(clip: Clip) -> tuple[int, int]:
-    """Width and height."""
-    return clip[0].shape[1], clip[0].shape[0] * 2 // 3
-
-
-def resized(clip: Clip, width: int, height: int) -> Clip:
-    return filtered(f"scale={width}:{height}:flags=area,setsar=1", as_frames(clip))
-
-
-def looped(clip: Clip, count: int) -> Clip:
-    return [clip[k % len(clip)] for k in range(count)]
-
-
-def planes(frame: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Views of Y, U and V."""
-    width, height = frame.shape[1], frame.shape[0] * 2 // 3
-    flat, n = frame.reshape(-1), width * height
-    u, v = flat[n : n * 5 // 4], flat[n * 5 // 4 :]
-    return flat[:n].reshape(height, width), u.reshape(height // 2, -1), v.reshape(height // 2, -1)
-
-
-def pasted(ground: np.ndarray, patch: np.ndarray, x: int, y: int) -> np.ndarray:
-    """`patch` over `ground` with its left upper corner at even (x, y)."""
-    result = ground.copy()
-    for k, (to, part) in enumerate(zip(planes(result), planes(patch), strict=True)):
-        a, b = (y // 2, x // 2) if k else (y, x)
-        to[a : a + part.shape[0], b : b + part.shape[1]] = part
-    return result
-
-
-def even(value: float) -> int:
-    return round(value / 2) * 2
-
-
 def covered(clip: Clip, kind: str, random: np.random.Generator) -> Clip:
     width, height = size(clip)
     area, text = {"logo": (0.06, "vs"), "box": (0.3, "")}[kind]
@@ -360,27 +214,8 @@ def covered(clip: Clip, kind: str, random: np.random.Generator) -> Clip:
     return clip
 
 
-def write(path: Path, clip: Clip, *, rate: int = RATE, crf: int = 23) -> None:
-    """H.264 in one thread, so that the same frames give the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    with av.open(str(partial), "w", format="mp4") as out:
-        options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
-        stream = out.add_stream("libx264", rate=rate, options=options)
-        (stream.width, stream.height), stream.pix_fmt = size(clip), "yuv420p"
-        for k, array in enumerate(clip):
-            frame = av.VideoFrame.from_ndarray(array, format="yuv420p")
-            frame.pts, frame.time_base = k, Fraction(1, rate)
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-    partial.rename(path)
-
-
-# The set
-
-
-def edited(clip: Clip, edit: Edit, host: Callable[[], Clip], name: str) -> tuple[Clip, list[float]]:
-    """The copy, and the seconds [query start, end, ref start, end] that it shares with `clip`."""
+def edited(clip: Clip, edit: Edit, host: Callable[[], Clip], name: str) -> Copy:
+    """A copy of `clip`; `name` seeds what is left to chance."""
     random = drawn(name)
     first = int((1 - edit.keep) * len(clip) * random.uniform())
     clip = clip[first : first + round(edit.keep * len(clip))]
@@ -432,78 +267,108 @@ class Entry:
     sha256: str = ""
 
 
-def described(directory: Path, entry: Entry) -> Entry:
-    path = directory / entry.file
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        seconds = float(stream.frames / stream.average_rate)
-    return replace(entry, seconds=seconds, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-
-
-def build_base(media: Path, directory: Path, index: int, families: tuple[str, ...]) -> list[Entry]:
+def build_base(
+    media: Path, directory: Path, index: int, families: tuple[str, ...], known: dict[str, Entry]
+) -> list[Entry]:
     """The reference, copies, other parts and probes of one base."""
     name, base = list(BASES.items())[index]
-    split = "held_out" if index % 2 else "tune"
-    clip = load(media, base.source)
-    entries = []
+    entries: list[Entry] = []
+    clip: Clip = []
 
-    def add(folder: str, family: str, make: Callable[[], Clip], *, severity: str = "", shared=(), **options) -> None:
+    def add(folder: str, family: str, make: Callable[[], Copy], severity="", **options: int) -> None:
         stem = ".".join(part for part in (name, family if folder != "refs" else "", severity) if part)
-        entry = Entry(f"{folder}/{stem}.mp4", ROLES[folder], name, family, severity, split, tuple(shared))
-        if not (directory / entry.file).exists():
-            write(directory / entry.file, make(), **options)
-        entries.append(described(directory, entry))
+        entry = Entry(f"{folder}/{stem}.mp4", ROLES[folder], name, family, severity, SPLITS[index % 2])
+        entries.append(finished(directory, entry, make, known, **options))
 
-    add("refs", "ref", lambda: clip)
+    def source() -> Clip:
+        if not clip:
+            clip.extend(load(media, base.source))
+        return clip
+
+    add("refs", "ref", lambda: (source(), []))
     for k, family in enumerate(families):
         hosts = HOSTS[(index + k) % len(HOSTS)]
         for severity, edit in zip(SEVERITIES, EDITS[family], strict=True):
-            copy, shared = edited(clip, edit, lambda: load(media, *hosts), f"{name} {family} {severity}")
-            options = {"rate": edit.rate, "crf": edit.crf}
-            add("queries", family, lambda: copy, severity=severity, shared=shared, **options)
+
+            def copy(edit=edit, hosts=hosts, draws=f"{name} {family} {severity}") -> Copy:
+                return edited(source(), edit, lambda: load(media, *hosts), draws)
+
+            add("queries", family, copy, severity, rate=edit.rate, crf=edit.crf)
     for k, start in enumerate(base.others):
         other = Source(base.source.recording, start, OTHER_SECONDS)
-        add("queries", "later", lambda: load(media, other), severity=str(k))
-    add("probes", "same", lambda: clip)
-    add("probes", "reversed", lambda: clip[::-1])
-    add("probes", "shuffled", lambda: shuffled(clip, name))
-    third = round(2.4 * RATE)
-    middle = clip[(len(clip) - third) // 2 :][:third]
+        add("queries", "later", lambda other=other: (load(media, other), []), str(k))
+    add("probes", "same", lambda: (source(), []), crf=28)
+    add("probes", "reversed", lambda: (source()[::-1], []))
+    add("probes", "shuffled", lambda: (shuffled(source(), name), []))
     for family, places in (("middle_a", (0, 3)), ("middle_b", (5, 6))):
-        around = [load(media, PIECES[(index + k) % len(PIECES)])[:third] for k in places]
-        before, after = (looped(resized(piece, *size(clip)), third) for piece in around)
-        add("probes", family, lambda: before + middle + after)
+        around = [PIECES[(index + k) % len(PIECES)] for k in places]
+        add("probes", family, lambda around=around: (between(source(), *(load(media, piece) for piece in around)), []))
     return entries
 
 
-ROLES = {"refs": "ref", "queries": "query", "probes": "probe"}
+def between(clip: Clip, before: Clip, after: Clip) -> Clip:
+    """The middle of `clip` between as much of two others."""
+    third = round(THIRD_SECONDS * RATE)
+    middle = clip[(len(clip) - third) // 2 :][:third]
+    before, after = (resized(looped(other, third), *size(clip)) for other in (before, after))
+    return before + middle + after
 
 
-def build_unrelated(media: Path, directory: Path, index: int) -> Entry:
-    source = UNRELATED[index]
+def build_unrelated(media: Path, directory: Path, index: int, known: dict[str, Entry]) -> list[Entry]:
+    name, source = f"unrelated_{index:02d}", UNRELATED[index]
     stem = Path(source.recording).stem.partition("=")[0].replace(":", "_")
-    entry = Entry(f"queries/unrelated_{index:02d}_{stem}.mp4", "query", f"unrelated_{index:02d}", "unrelated")
-    if not (directory / entry.file).exists():
-        write(directory / entry.file, load(media, source))
-    return described(directory, entry)
+    entry = Entry(f"queries/{name}_{stem}.mp4", "query", name, "unrelated", split=SPLITS[index % 2])
+    return [finished(directory, entry, lambda: (load(media, source), []), known)]
+
+
+def finished(directory: Path, entry: Entry, make: Callable[[], Copy], known: dict[str, Entry], **options: int) -> Entry:
+    """The entry with its file written, unless it is `known` and the file is as it was."""
+    path = directory / entry.file
+    if path.exists() and entry.file in known and digest(path) == known[entry.file].sha256:
+        return replace(known[entry.file], split=entry.split)
+    clip, shared = make()
+    write(path, clip, **options)
+    seconds = len(clip) / options.get("rate", RATE)
+    return replace(entry, shared=tuple(shared), seconds=seconds, sha256=digest(path))
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_manifest(directory: Path) -> list[Entry]:
+    path = directory / "manifest.json"
+    return [Entry(**entry) for entry in json.loads(path.read_text())] if path.exists() else []
+
+
+def write_manifest(directory: Path, entries: dict[str, Entry]) -> None:
+    text = json.dumps([asdict(entry) for entry in entries.values()], indent=1)
+    (directory / "manifest.json").write_text(text + "\n")
 
 
 def build(media: Path, directory: Path, *, tiny: bool = False, workers: int = 2) -> list[Entry]:
+    """Makes what is not there yet; the manifest is written as parts get done."""
     bases, families = (range(6), TINY) if tiny else (range(len(BASES)), tuple(EDITS))
     others = range(0, len(UNRELATED), 4 if tiny else 1)
+    known = {entry.file: entry for entry in read_manifest(directory)}
+    directory.mkdir(parents=True, exist_ok=True)
+    entries: list[Entry] = []
     with ProcessPoolExecutor(workers) as pool:
-        parts = [pool.submit(build_base, media, directory, k, families) for k in bases]
-        single = [pool.submit(build_unrelated, media, directory, k) for k in others]
-        entries = [entry for part in parts for entry in part.result()] + [part.result() for part in single]
+        parts = [pool.submit(build_base, media, directory, k, families, known) for k in bases]
+        parts += [pool.submit(build_unrelated, media, directory, k, known) for k in others]
+        for part in parts:
+            entries += part.result()
+            done = {entry.file: entry for entry in entries}
+            write_manifest(directory, done if part is parts[-1] else known | done)
     with (directory / "truth.csv").open("w", newline="") as file:
-        table = csv.writer(file)
+        table = csv.writer(file, lineterminator="\n")
         columns = ("query_id", "ref_id", "query_start", "query_end", "ref_start", "ref_end")
         table.writerow((*columns, "base", "family", "severity"))
         for e in entries:
-            if e.shared:
-                times = (f"{t:.3f}" for t in e.shared)
-                table.writerow((e.file, f"refs/{e.base}.mp4", *times, e.base, e.family, e.severity))
-    (directory / "manifest.json").write_text(json.dumps([e.__dict__ for e in entries], indent=1) + "\n")
+            if e.role == "query":
+                times = [f"{t:.3f}" for t in e.shared]
+                ref = [f"refs/{e.base}.mp4", *times] if times else [""] * 5  # no ref: there is no copy
+                table.writerow((e.file, *ref, e.base, e.family, e.severity))
     return entries
 
 
