@@ -1,10 +1,12 @@
 """A synthetic set of edited copies of real clips, to measure what `vsim dedup` tells apart.
 
     python bench/copies.py build MEDIA --cache DIR [--tiny]
+    python bench/copies.py evaluate DIR [--rows bench/results] [--column content] [--pairs CSV ...]
 
 `build` writes DIR/refs, DIR/queries and DIR/probes (H.264, no sound, at most 360 lines), DIR/truth.csv in the columns
 of the video similarity challenge plus base, family and severity, and DIR/manifest.json. Files that are there are kept.
-All draws are seeded by the name of what they are for.
+All draws are seeded by the name of what they are for. `evaluate` compares all queries with all references, by
+`vsim dedup` and by three baselines, and prints how well each finds the copies.
 """
 
 from __future__ import annotations
@@ -286,8 +288,8 @@ def build_base(
         return clip
 
     add("refs", "ref", lambda: (source(), []))
-    for k, family in enumerate(families):
-        hosts = HOSTS[(index + k) % len(HOSTS)]
+    for family in families:
+        hosts = HOSTS[(index + list(EDITS).index(family)) % len(HOSTS)]
         for severity, edit in zip(SEVERITIES, EDITS[family], strict=True):
 
             def copy(edit=edit, hosts=hosts, draws=f"{name} {family} {severity}") -> Copy:
@@ -379,7 +381,17 @@ def main() -> int:
     command.add_argument("media", type=Path, help="folder with videos/")
     command.add_argument("--cache", type=Path, required=True, metavar="DIR")
     command.add_argument("--tiny", action="store_true", help="6 bases, 8 families")
+    command = commands.add_parser("evaluate", help="measure how well the copies are found")
+    command.add_argument("set", type=Path, help="folder that build made", metavar="DIR")
+    command.add_argument("--rows", type=Path, metavar="PATH", help="append rows to this file, or folder")
+    command.add_argument("--column", default="content", help="of ours, in the table of families")
+    command.add_argument("--pairs", type=Path, nargs="*", default=[], metavar="CSV", help="judge these, run nothing")
     arguments = parser.parse_args()
+    if arguments.command == "evaluate":
+        from copy_scores import evaluate_set
+
+        evaluate_set(arguments.set, rows=arguments.rows, column=arguments.column, tables=arguments.pairs)
+        return 0
     entries = build(arguments.media, arguments.cache, tiny=arguments.tiny)
     for role in ROLES.values():
         print(role, sum(entry.role == role for entry in entries))
