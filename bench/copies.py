@@ -340,7 +340,8 @@ def digest(path: Path) -> str:
 
 def read_manifest(directory: Path) -> list[Entry]:
     path = directory / "manifest.json"
-    return [Entry(**entry) for entry in json.loads(path.read_text())] if path.exists() else []
+    rows = json.loads(path.read_text()) if path.exists() else []
+    return [Entry(**row | {"shared": tuple(row["shared"])}) for row in rows]
 
 
 def write_manifest(directory: Path, entries: dict[str, Entry]) -> None:
