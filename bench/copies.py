@@ -265,6 +265,8 @@ class Entry:
     """"tune" or "held_out", by the base."""
     shared: tuple[float, ...] = ()
     """Copies: seconds of query start and end, ref start and end."""
+    made: str = ""
+    """From what and how."""
     seconds: float = 0
     sha256: str = ""
 
@@ -273,13 +275,16 @@ def build_base(
     media: Path, directory: Path, index: int, families: tuple[str, ...], known: dict[str, Entry]
 ) -> list[Entry]:
     """The reference, copies, other parts and probes of one base."""
-    name, base = list(BASES.items())[index]
+    base_name, base = list(BASES.items())[index]
     entries: list[Entry] = []
     clip: Clip = []
 
-    def add(folder: str, family: str, make: Callable[[], Copy], severity="", **options: int) -> None:
-        stem = ".".join(part for part in (name, family if folder != "refs" else "", severity) if part)
-        entry = Entry(f"{folder}/{stem}.mp4", ROLES[folder], name, family, severity, SPLITS[index % 2])
+    def add(folder: str, family: str, make: Callable[[], Copy], *how, severity="", part="", **options: int) -> None:
+        name = ".".join(text for text in (base_name, family * (folder != "refs"), severity, part) if text)
+        made = ", ".join(map(str, (base.source, *how, options or "")))
+        entry = Entry(
+            f"{folder}/{name}.mp4", ROLES[folder], base_name, family, severity, SPLITS[index % 2], made=made
+        )  # fmt: skip
         entries.append(finished(directory, entry, make, known, **options))
 
     def source() -> Clip:
@@ -292,19 +297,24 @@ def build_base(
         hosts = HOSTS[(index + list(EDITS).index(family)) % len(HOSTS)]
         for severity, edit in zip(SEVERITIES, EDITS[family], strict=True):
 
-            def copy(edit=edit, hosts=hosts, draws=f"{name} {family} {severity}") -> Copy:
+            def copy(edit=edit, hosts=hosts, draws=f"{base_name} {family} {severity}") -> Copy:
                 return edited(source(), edit, lambda: load(media, *hosts), draws)
 
-            add("queries", family, copy, severity, rate=edit.rate, crf=edit.crf)
+            how = (edit, *hosts) if edit.inset or edit.insert else (edit,)
+            add("queries", family, copy, *how, severity=severity, rate=edit.rate, crf=edit.crf)
     for k, start in enumerate(base.others):
         other = Source(base.source.recording, start, OTHER_SECONDS)
-        add("queries", "later", lambda other=other: (load(media, other), []), str(k))
+        add("queries", "later", lambda other=other: (load(media, other), []), other, part=str(k))
     add("probes", "same", lambda: (source(), []), crf=28)
     add("probes", "reversed", lambda: (source()[::-1], []))
-    add("probes", "shuffled", lambda: (shuffled(source(), name), []))
+    add("probes", "shuffled", lambda: (shuffled(source(), base_name), []))
     for family, places in (("middle_a", (0, 3)), ("middle_b", (5, 6))):
         around = [PIECES[(index + k) % len(PIECES)] for k in places]
-        add("probes", family, lambda around=around: (between(source(), *(load(media, piece) for piece in around)), []))
+
+        def middle(around=around) -> Copy:
+            return between(source(), *(load(media, piece) for piece in around)), []
+
+        add("probes", family, middle, *around)
     return entries
 
 
@@ -319,15 +329,16 @@ def between(clip: Clip, before: Clip, after: Clip) -> Clip:
 def build_unrelated(media: Path, directory: Path, index: int, known: dict[str, Entry]) -> list[Entry]:
     name, source = f"unrelated_{index:02d}", UNRELATED[index]
     stem = Path(source.recording).stem.partition("=")[0].replace(":", "_")
-    entry = Entry(f"queries/{name}_{stem}.mp4", "query", name, "unrelated", split=SPLITS[index % 2])
+    entry = Entry(f"queries/{name}_{stem}.mp4", "query", name, "unrelated", split=SPLITS[index % 2], made=str(source))
     return [finished(directory, entry, lambda: (load(media, source), []), known)]
 
 
 def finished(directory: Path, entry: Entry, make: Callable[[], Copy], known: dict[str, Entry], **options: int) -> Entry:
-    """The entry with its file written, unless it is `known` and the file is as it was."""
+    """The entry with its file written, unless it is `known` to be made in the same way and as it was."""
     path = directory / entry.file
-    if path.exists() and entry.file in known and digest(path) == known[entry.file].sha256:
-        return replace(known[entry.file], split=entry.split)
+    before = known.get(entry.file)
+    if before and before.made == entry.made and path.exists() and digest(path) == before.sha256:
+        return replace(before, split=entry.split)
     clip, shared = make()
     write(path, clip, **options)
     seconds = len(clip) / options.get("rate", RATE)

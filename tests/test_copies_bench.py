@@ -89,7 +89,7 @@ def entries() -> list[Entry]:
         for severity in SEVERITIES:
             name = f"queries/{base}.crop.{severity}.mp4"
             found.append(Entry(name, "query", family="crop", severity=severity, shared=(0, 1, 0, 1), **common))
-        found.append(Entry(f"queries/{base}.later.0.mp4", "query", family="later", severity="0", **common))
+        found.append(Entry(f"queries/{base}.later.0.mp4", "query", family="later", **common))
         probes = ("same", "reversed", "shuffled", "middle_a", "middle_b")
         found += [Entry(f"probes/{base}.{probe}.mp4", "probe", family=probe, **common) for probe in probes]
     return found
