@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -183,8 +184,9 @@ Copy = tuple[Clip, list[float]]
 """A clip, and where it is a copy: the seconds of query start and end, ref start and end."""
 
 
+@lru_cache(2)  # mild and hard have the same host
 def load(media: Path, *sources: Source) -> Clip:
-    """Sources one after the other, each scaled to the first one's size."""
+    """Sources one after the other, each scaled to the first one's size. Its frames are not to be written to."""
     clip: Clip = []
     for source in sources:
         kind, _, rest = source.recording.partition(":")
