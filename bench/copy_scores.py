@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from copies import SEVERITIES, SPLITS, Entry, read_manifest
 from torch import Tensor
-from vsim_fast.evaluation import Evaluation, Pairs, Truth, evaluate, roc_auc
 
 from vsim_fast.encode import load_encoder
 from vsim_fast.encode.base import Encoder
+from vsim_fast.evaluation import Evaluation, Pairs, Truth, evaluate, roc_auc
 from vsim_fast.pipeline import encode_video
 from vsim_fast.video import Sampling, open_video
 
