@@ -58,6 +58,8 @@ class Row:
     """p50 of `baseline`, in this run, over p50 of this row."""
     stages: dict[str, float] = field(default_factory=dict)
     """Seconds per stage of a whole program."""
+    quality: dict[str, float] = field(default_factory=dict)
+    """How good a result is, by the name of the measure."""
     note: str = ""
 
 
