@@ -20,7 +20,6 @@ from vsim_fast.models import Scene
 
 cheap_copies.install()
 from vsim_fast.copies import SIGNALS  # noqa: E402
-
 from vsim_fast.deduplication import DedupResult, dedup, pairing, reading  # noqa: E402
 
 RATE, SECONDS = 12, 3

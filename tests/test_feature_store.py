@@ -14,9 +14,8 @@ import torch
 from vsim_fast.errors import OutputError
 
 cheap_copies.install()
-from vsim_fast.copies import SIGNALS, PairScores  # noqa: E402
-
 from vsim_fast import feature_store as module  # noqa: E402
+from vsim_fast.copies import SIGNALS, PairScores  # noqa: E402
 from vsim_fast.feature_store import DamagedFeatures, FeatureStore, content_key  # noqa: E402
 
 MIB = 1 << 20

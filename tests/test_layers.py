@@ -19,7 +19,8 @@ LAYERS = [  # lowest first; names in one set are peers
     {"similarity", "alignment", "all_pairs", "pairs", "fingerprints", "retrieval", "nerv", "evaluation"},
     {"copies"},
     {"pipeline", "report", "motion_study", "feature_store", "grouping"},
-    {"frame_encoder", "copy_reader"},
+    {"frame_encoder"},
+    {"copy_reader"},
     {"analysis", "comparison", "deduplication", "batch", "benchmark", "doctor", "models"},
     {"cli"},
 ]

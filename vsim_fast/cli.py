@@ -568,6 +568,7 @@ def _print_notes(result: Any) -> None:
     if len(lines) > SHOWN_NOTES:
         print(f"note: {len(lines) - SHOWN_NOTES} more in summary.json", file=sys.stderr)
 
+
 def _print_evaluation(result: Any, written: list[Path]) -> None:
     from vsim_fast.evaluation import MEASURES
 

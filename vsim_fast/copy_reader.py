@@ -89,7 +89,8 @@ def copy_settings(orientations: str = "mirror") -> dict[str, Any]:
     """
     if orientations not in TURNS:
         raise UsageError(f"orientations must be one of {', '.join(TURNS)}, got {orientations!r}")
-    return {"orientations": orientations, "fps": FPS, "max_pictures": MAX_PICTURES, "frames": [LEAST_FRAMES, MOST_FRAMES]}
+    frames = [LEAST_FRAMES, MOST_FRAMES]
+    return {"orientations": orientations, "fps": FPS, "max_pictures": MAX_PICTURES, "frames": frames}
 
 
 def noise_for(encoder: Encoder, videos: Sequence[CopyVideo] = ()) -> Noise:
@@ -135,7 +136,8 @@ def read_copy_video(
         info = probe(path)
         planned = len(plan(info, sampling))
     wanted = set(content_frames(planned, info.duration_seconds).tolist())
-    rows: dict[str, list[Tensor]] = {name: [] for name in ("pictures", "embeddings", "centroids", "featureless", "times")}
+    columns = ("pictures", "embeddings", "centroids", "featureless", "times")
+    rows: dict[str, list[Tensor]] = {name: [] for name in columns}
     kept: list[Tensor] = []
     frames: list[int] = []
     count = 0
@@ -176,26 +178,34 @@ def read_copy_video(
         for part in turned:
             part["weights"][blank[picks]] = 0
         for part in (tokens, *turned):
-            chance = torch.zeros_like(part["weights"])
-            part["background"] = chance if noise is None else background(part["tokens"], noise.tokens)
+            nothing = torch.zeros_like(part["weights"])
+            part["background"] = nothing if noise is None else background(part["tokens"], noise.tokens)
     height, width = info.display_size
     size = (max(8, round(THUMBNAIL_WIDTH * height / width)), THUMBNAIL_WIDTH)
     with timings.stage("thumbnails"):
         small = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-        jpegs = [thumbnail(picture) for picture in (small * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()]
-    centroids = joined["centroids"]
+        small = (small * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+        jpegs = [thumbnail(picture) for picture in small]
+    if joined["centroids"] is None:
+        joined["centroids"] = torch.full((count, 2), torch.nan)
+    del joined["times"]
     features = CopyFeatures(
-        frame_seconds=seconds[frames], **tokens, **_stacked(turned, tokens), orientations=torch.tensor(turns), box=box.cpu(),
-        picture_seconds=seconds, pictures=joined["pictures"], embeddings=joined["embeddings"],
-        centroids=torch.full((count, 2), torch.nan) if centroids is None else centroids, featureless=joined["featureless"],
+        frame_seconds=seconds[frames], picture_seconds=seconds, orientations=torch.tensor(turns), box=box.cpu(),
+        **tokens, **_stacked(turned, tokens), **joined,
     )  # fmt: skip
     return CopyVideo(features, info, reader.report, jpegs, _notes(info, reader.report, joined["featureless"], box))
 
 
 def shown_pixels(encoder: Encoder, pixels: Tensor) -> Tensor:
     """RGB [B, 3, H, W] in 0..1, float32, of an encoder's normalised input."""
-    mean, std = (pixels.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (encoder.preprocess.mean, encoder.preprocess.std))
+    mean, std = _normalisation(encoder, pixels)
     return (pixels.float() * std + mean).clamp(0, 1)
+
+
+def _normalisation(encoder: Encoder, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, float32 [3, 1, 1]."""
+    values = (encoder.preprocess.mean, encoder.preprocess.std)
+    return tuple(torch.tensor(v, dtype=torch.float32, device=like.device)[:, None, None] for v in values)
 
 
 def _tokens(encoder: Encoder, pixels: Tensor, scales: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
@@ -204,7 +214,7 @@ def _tokens(encoder: Encoder, pixels: Tensor, scales: Sequence[tuple[int, int]])
     Args:
         scales: number in SCALES, and tokens to keep on a grid of 16 × 16 patches.
     """
-    mean, std = (pixels.new_tensor(v)[:, None, None] for v in (encoder.preprocess.mean, encoder.preprocess.std))
+    mean, std = _normalisation(encoder, pixels)
     grid, pixels = encoder.grid, pixels.contiguous()
     columns: dict[str, list[Tensor]] = {"tokens": [], "places": [], "weights": [], "scales": []}
     for number, count in scales:
@@ -216,7 +226,8 @@ def _tokens(encoder: Encoder, pixels: Tensor, scales: Sequence[tuple[int, int]])
             patches = mosaic_tokens(patches, grid, scale, len(pixels))
         count = max(1, round(count * grid[0] * grid[1] / 256))
         parts = select_tokens(patches, patch_energy(pixels, small), patch_places(small), count)
-        for name, part in zip(columns, (*parts, torch.full(parts[2].shape[1:], number, dtype=torch.uint8)), strict=True):
+        which = torch.full(parts[2].shape[1:], number, dtype=torch.uint8)
+        for name, part in zip(columns, (*parts, which), strict=True):
             columns[name].append(part.cpu())
     return {name: torch.cat(parts, 0 if name == "scales" else 1) for name, parts in columns.items()}
 

@@ -116,7 +116,8 @@ def _compare(left: _Frames, right: _Frames) -> Tensor:
         cosines = (left.tokens[rows].flatten(0, 1) @ columns).view(-1, per_frame, len(right.tokens), size)
         there = (cosines.amax(3).float() - left.background[rows, :, None]) * left.weights[rows, :, None]
         back = (cosines.amax(1).float() - right.background) * right.weights
-        sums = [part.sum(1) for part in there.split(left.scales, 1)] + [part.sum(2) for part in back.split(right.scales, 2)]
+        sums = [part.sum(1) for part in there.split(left.scales, 1)]
+        sums += [part.sum(2) for part in back.split(right.scales, 2)]
         table[rows] = torch.stack(sums).amax(0)
     return table
 

@@ -94,19 +94,17 @@ def examine(query: CopyFeatures, ref: CopyFeatures, matches: Tensor) -> Evidence
     return Evidence(float(raw[o]), orientation, placement, forward, backward, explained)
 
 
-def _placement(query: CopyFeatures, ref: CopyFeatures, o: int, matches: Tensor, generator: torch.Generator) -> Placement:
+def _placement(
+    query: CopyFeatures, ref: CopyFeatures, o: int, matches: Tensor, generator: torch.Generator
+) -> Placement:
+    """Where the query's picture, in its o-th orientation, lies in the reference's."""
     picks = query_frames(len(query.tokens))
+    turned = (query.turned_tokens, query.turned_places, query.turned_weights, query.turned_background)
+    straight = (query.tokens, query.places, query.weights, query.background)
     points_, targets_, votes = [], [], []
     for k in matches.flatten().topk(min(BEST_FRAMES, matches.numel())).indices.tolist():
         f, g = divmod(k, matches.shape[1])
-        if o:
-            tokens, places, weights, chance = (
-                x[o - 1, f] for x in (query.turned_tokens, query.turned_places, query.turned_weights, query.turned_background)
-            )
-        else:
-            tokens, places, weights, chance = (
-                x[picks[f]] for x in (query.tokens, query.places, query.weights, query.background)
-            )
+        tokens, places, weights, chance = [x[o - 1, f] for x in turned] if o else [x[picks[f]] for x in straight]
         cosines = tokens.float() @ ref.tokens[g].float().T
         there, back = cosines.max(1), cosines.max(0)
         points, targets = places.float() / 256, ref.places[g].float() / 256
@@ -183,9 +181,7 @@ def score_pair(query: CopyFeatures, ref: CopyFeatures, matches: Tensor) -> PairS
     )  # fmt: skip
 
 
-def judge(
-    score: float, content: float, order: float | None, coverage: tuple[float, float]
-) -> tuple[str, bool, str]:
+def judge(score: float, content: float, order: float | None, coverage: tuple[float, float]) -> tuple[str, bool, str]:
     """One of VERDICTS, whether the pair are duplicates, and why.  Args: order: None where nothing moves."""
     limits = THRESHOLDS
     shown = f"content {content:.2f}"
