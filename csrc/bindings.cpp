@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "best_cosines.h"
 #include "derivatives.h"
 #include "dtw_cpu.h"
 #include "simd.h"
@@ -33,6 +34,26 @@ void check_shape(const char* name, const Array<T>& array, std::initializer_list<
     const auto got = py::str(py::tuple(array.attr("shape"))).cast<std::string>();
     throw std::invalid_argument(std::string(name) + " must have shape " + want + "), got " + got);
   }
+}
+
+void best_cosines(const Array<int8_t>& a, const Array<float>& a_scales, const Array<int8_t>& b, const Array<float>& b_scales,
+                  Array<float>& a_in_b, Array<float>& b_in_a, int64_t threads, const std::string& simd) {
+  if (a.ndim() != 3 || b.ndim() != 3) throw std::invalid_argument("a and b must be [frames, tokens, D]");
+  const int64_t N = a.shape(0), M = b.shape(0), Ka = a.shape(1), Kb = b.shape(1), D = a.shape(2);
+  if (Ka < 1 || Kb < 1) throw std::invalid_argument("a and b must have at least one token per frame");
+  if (D < 1 || D % vsim::kCodeMultiple || D > vsim::kMostCodes)
+    throw std::invalid_argument("D must be a multiple of " + std::to_string(vsim::kCodeMultiple) + " up to " +
+                                std::to_string(vsim::kMostCodes) + ", got " + std::to_string(D));
+  check_shape("b", b, {M, Kb, D});
+  check_shape("a_scales", a_scales, {N, Ka});
+  check_shape("b_scales", b_scales, {M, Kb});
+  check_shape("a_in_b", a_in_b, {N, M, Ka});
+  check_shape("b_in_a", b_in_a, {N, M, Kb});
+  const vsim::BestCosinesArgs args{a.data(), a_scales.data(), b.data(), b_scales.data(), N, M, Ka, Kb, D,
+                                   a_in_b.mutable_data(), b_in_a.mutable_data()};
+  const vsim::Simd level = vsim::choose_simd(simd);
+  py::gil_scoped_release release;
+  vsim::best_cosines_cpu(args, level, threads);
 }
 
 void derivatives(const Array<float>& x, const Array<int64_t>& windows, const Array<int64_t>& counts,
@@ -238,6 +259,8 @@ PYBIND11_MODULE(_C, m) {
     return names;
   }, "Instruction sets this build holds and this CPU runs, slowest first.");
   m.def("build_info", &build_info, "Compiler, CUDA version and GPU architectures of this build.");
+  m.def("best_cosines", &best_cosines, "a"_a.noconvert(), "a_scales"_a.noconvert(), "b"_a.noconvert(),
+        "b_scales"_a.noconvert(), "a_in_b"_a.noconvert(), "b_in_a"_a.noconvert(), "threads"_a = 0, "simd"_a = "");
   m.def("derivatives", &derivatives, "x"_a.noconvert(), "windows"_a.noconvert(), "counts"_a.noconvert(),
         "magnitudes"_a.noconvert(), "changes"_a.noconvert(), "mean"_a.noconvert(), "variance"_a.noconvert(),
         "threads"_a = 0, "simd"_a = "");

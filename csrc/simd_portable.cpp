@@ -3,5 +3,6 @@
 // and it could be the one that this CPU cannot run.
 #define VSIM_ISA portable
 #define VSIM_LANES 4
+#include "best_cosines_kernel.h"
 #include "derivatives_kernel.h"
 #include "dtw_kernel.h"

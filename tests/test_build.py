@@ -59,7 +59,7 @@ def test_cuda_that_was_asked_for_is_never_left_out(source, tmp_path):
 
 
 @pytest.mark.skipif(not (COMPILER and shutil.which("nm")), reason="no C++ compiler")
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512vnni"])
 def test_instruction_sets_share_no_code(isa, tmp_path):
     """A symbol the linker may merge (weak) could carry one instruction set's code into another's path."""
     if isa != "portable" and os.uname().machine != "x86_64":

@@ -23,6 +23,8 @@ _EXPORTS = {  # public name -> module that defines it
     "intra_frame_similarity": "ops",
     "frame_similarity": "ops",
     "best_match": "ops",
+    "best_cosines": "ops",
+    "quantize_tokens": "ops",
     "derivatives": "ops",
     "dtw": "ops",
     "dtw_knn": "ops",

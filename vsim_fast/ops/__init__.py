@@ -3,6 +3,7 @@
 Every op is one public function with a plain-torch reference and faster backends behind one dispatch table.
 """
 
+from vsim_fast.ops.best_cosines import BestCosines, QuantizedTokens, best_cosines, quantize_tokens
 from vsim_fast.ops.cosine import best_match, frame_similarity, intra_frame_similarity, position_similarity
 from vsim_fast.ops.derivatives import Derivatives, derivatives
 from vsim_fast.ops.dtw import Neighbors, WarpingPath, dtw, dtw_knn, dtw_pairwise, dtw_pairwise_blocks, dtw_path
@@ -10,9 +11,12 @@ from vsim_fast.ops.dtw.soft import soft_dtw
 from vsim_fast.ops.nv12 import nv12_to_pixels, rgb_to_pixels
 
 __all__ = [
+    "BestCosines",
     "Derivatives",
     "Neighbors",
+    "QuantizedTokens",
     "WarpingPath",
+    "best_cosines",
     "best_match",
     "derivatives",
     "dtw",
@@ -24,6 +28,7 @@ __all__ = [
     "intra_frame_similarity",
     "nv12_to_pixels",
     "position_similarity",
+    "quantize_tokens",
     "rgb_to_pixels",
     "soft_dtw",
 ]

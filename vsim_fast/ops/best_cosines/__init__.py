@@ -1,0 +1,121 @@
+"""For each token of a frame its best cosine in another frame, both ways, for all pairs of frames of two videos.
+
+The inner loop of copy detection. On CPUs it runs on int8 codes with one scale per token and exact integer dot products;
+quantise a video once and pass the result to every comparison.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vsim_fast.ops._checks import check_same, check_tensor, dtype_name
+from vsim_fast.ops._dispatch import choose
+
+__all__ = ["BestCosines", "QuantizedTokens", "best_cosines", "quantize_tokens"]
+
+CODE_MULTIPLE, MOST_CODES = 64, 1 << 16
+"""Codes per token: zero-padded to a multiple of the one, at most the other, so that dot products fit in int32."""
+
+
+class QuantizedTokens(NamedTuple):
+    """codes · scales ≈ tokens, off by at most half a scale per entry."""
+
+    codes: Tensor
+    """[..., K, D'] int8 in [-127, 127]; D' is D rounded up to a multiple of 64 with zeros."""
+    scales: Tensor
+    """[..., K] float32, the largest magnitude of the token / 127; 0 for a zero token."""
+
+
+class BestCosines(NamedTuple):
+    """Float32 (float64 for float64 input to the reference), in [-1, 1]."""
+
+    a_in_b: Tensor
+    """[N, M, Ka] best cosine of each token of frame n of a among the tokens of frame m of b."""
+    b_in_a: Tensor
+    """[N, M, Kb] best cosine of each token of frame m of b among the tokens of frame n of a."""
+
+
+def quantize_tokens(tokens: Tensor) -> QuantizedTokens:
+    """Int8 codes with one scale per token, for `best_cosines`.
+
+    Args:
+        tokens: [..., K, D] float16/bfloat16/float32/float64, any device and strides, D in 1 … 65536.
+    Raises:
+        ValueError: shape, or a token with NaN or infinity.  TypeError: dtype.
+    Memory: two float32 copies of `tokens` for a moment.
+    """
+    if isinstance(tokens, Tensor) and tokens.ndim < 2:
+        raise ValueError(f"tokens must be [..., K, D], got shape {tuple(tokens.shape)}")
+    check_tensor("tokens", tokens, "[" + "., " * (tokens.ndim - 1 if isinstance(tokens, Tensor) else 1) + "D]")
+    dim = tokens.shape[-1]
+    if not 1 <= dim <= MOST_CODES:
+        raise ValueError(f"tokens must have D in 1 … {MOST_CODES}, got shape {tuple(tokens.shape)}")
+    values = tokens.float()
+    largest = torch.linalg.vector_norm(values, torch.inf, dim=-1)
+    if not largest.isfinite().all():
+        raise ValueError(f"tokens must be finite, got {largest[~largest.isfinite()][0].item()} as a largest magnitude")
+    scales = largest / 127
+    codes = torch.zeros(*tokens.shape[:-1], -(-dim // CODE_MULTIPLE) * CODE_MULTIPLE, dtype=torch.int8, device=tokens.device)
+    # A token too small for its scale to be a normal number counts as zero.
+    usable = scales >= torch.finfo(torch.float32).tiny
+    factors = torch.where(usable, 1 / scales, 0)
+    codes[..., :dim] = torch.mul(values, factors.unsqueeze(-1)).round_()
+    return QuantizedTokens(codes, torch.where(usable, scales, 0))
+
+
+def best_cosines(
+    a: Tensor | QuantizedTokens, b: Tensor | QuantizedTokens, *, backend: str | None = None
+) -> BestCosines:
+    """The best cosine of every token of N frames in each of M frames, and back, without the cosines themselves.
+
+    Args:
+        a: [N, Ka, D] tokens of unit length or zero (not checked), float16/bfloat16/float32 (float64: reference), any
+            strides; or what `quantize_tokens` made of them. Ka is the same for all frames: pad with zero tokens.
+        b: [M, Kb, D], likewise: both quantised, or both of one dtype; on the device of `a`.
+        backend: "cpp" (CPU) or "reference"; None picks the fastest that runs on the device. "cpp" works on int8 codes
+            and quantises whatever is not yet, float32 too: cosines of natural tokens stay within 4e-3. On CUDA the
+            reference serves, in the half precision of the tokens where they come in one; see `best_match` for the
+            fused kernel that takes one pair of frames, or as many pairs, at a time.
+    Returns:
+        `BestCosines`. A zero token scores 0 with every token, and is a token: where all others score less, 0 is the best.
+    Raises:
+        ValueError: shapes that do not fit, a frame without tokens, NaN or infinity to be quantised.
+        TypeError: dtype, or one side quantised alone.  RuntimeError: the backend cannot run.
+    Memory: the results; "cpp" besides: the codes, and per thread a frame's codes twice; "reference": 16 MiB of
+        scratch or one pair's cosines and a frame of each side in float32, if larger.
+    """
+    quantized = isinstance(a, QuantizedTokens)
+    if quantized != isinstance(b, QuantizedTokens):
+        raise TypeError("a and b must both be quantised or neither; see quantize_tokens")
+    if quantized:
+        _check_codes("a", a)
+        _check_codes("b", b)
+    tokens_a, tokens_b = (a.codes, b.codes) if quantized else (a, b)
+    if not quantized:
+        check_tensor("a", a, "[N, Ka, D]")
+        check_tensor("b", b, "[M, Kb, D]")
+    check_same("a and b", tokens_a, tokens_b)
+    shapes = f"got shapes {tuple(tokens_a.shape)} and {tuple(tokens_b.shape)}"
+    if tokens_a.shape[2] != tokens_b.shape[2]:
+        raise ValueError(f"a and b must agree in D, {shapes}")
+    if not (tokens_a.shape[1] and tokens_b.shape[1] and tokens_a.shape[2]):
+        raise ValueError(f"a and b must have at least one token per frame and D >= 1, {shapes}")
+    return choose("best_cosines", tokens_a.device.type, backend)(a, b)
+
+
+def _check_codes(name: str, tokens: QuantizedTokens) -> None:
+    codes, scales = tokens
+    check_tensor(f"{name}.codes", codes, "[frames, K, D']", (torch.int8,))
+    check_tensor(f"{name}.scales", scales, "[frames, K]", (torch.float32,))
+    if scales.shape != codes.shape[:2] or scales.device != codes.device:
+        raise ValueError(
+            f"{name}.scales must be {tuple(codes.shape[:2])} on {codes.device}, "
+            f"got {tuple(scales.shape)} on {scales.device}"
+        )
+    if codes.shape[2] % CODE_MULTIPLE or codes.shape[2] > MOST_CODES:
+        raise ValueError(
+            f"{name}.codes must have D' a multiple of {CODE_MULTIPLE} up to {MOST_CODES}, got {tuple(codes.shape)}"
+        )
