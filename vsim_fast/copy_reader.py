@@ -34,6 +34,7 @@ from vsim_fast.copies.noise import noise_pictures
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import CorruptVideo, UsageError
 from vsim_fast.frame_encoder import attention_centroids, frame_embeddings
+from vsim_fast.ops import QuantizedTokens, quantize_tokens
 from vsim_fast.pipeline import Timings, encode_video
 from vsim_fast.records import VideoInfo, frames_in_memory
 from vsim_fast.report import thumbnail
@@ -72,8 +73,8 @@ class CopyVideo:
 class Noise:
     """What patches match by chance, with one encoder."""
 
-    tokens: Tensor
-    """float16 [N, K, D] of length 1, of N pictures."""
+    tokens: QuantizedTokens
+    """[N, K, D'], of N pictures."""
 
     def overlap(self, features: CopyFeatures) -> bool:
         """Whether a video is shown by one of the pictures: its patches match there almost exactly."""
@@ -96,14 +97,14 @@ def copy_settings(orientations: str = "mirror") -> dict[str, Any]:
 def noise_for(encoder: Encoder, videos: Sequence[CopyVideo] = ()) -> Noise:
     """The noise set: generated pictures, or frames of the given videos, which must not be among those compared."""
     if videos:
-        tokens = [video.features.tokens[:, :NOISE_TOKENS] for video in videos]
-        return Noise(torch.cat(tokens))
+        columns = zip(*(video.features.tokens for video in videos), strict=True)
+        return Noise(QuantizedTokens(*(torch.cat([x[:, :NOISE_TOKENS] for x in column]) for column in columns)))
     with torch.inference_mode():
         pixels = encoder.pixels(frames_in_memory(noise_pictures()))
         patches = encoder.forward_in_batches(pixels).patches
         energy = patch_energy(pixels, encoder.grid)
         tokens, _, _ = select_tokens(patches, energy, patch_places(encoder.grid), NOISE_TOKENS)
-    return Noise(tokens.cpu())
+    return Noise(quantize_tokens(tokens.cpu()))
 
 
 def content_frames(pictures: int, seconds: float) -> Tensor:
@@ -169,17 +170,18 @@ def read_copy_video(
     with timings.stage("tokens", encoder.device), torch.inference_mode():
         box = picture_box(pixels)
         pixels_inside = cut(pixels, box)
-        tokens = _tokens(encoder, pixels_inside, [(k, count) for k, (_, count) in enumerate(SCALES)])
+        straight = _tokens(encoder, pixels_inside, [(k, count) for k, (_, count) in enumerate(SCALES)])
         picks = query_frames(len(frames))
         turns = TURNS[settings["orientations"]]
         turned = [_tokens(encoder, turn(pixels_inside[picks], turn_), QUERY_SCALES) for turn_ in turns[1:]]
         blank = joined["featureless"][frames]
-        tokens["weights"][blank] = 0
+        straight["weights"][blank] = 0
         for part in turned:
             part["weights"][blank[picks]] = 0
-        for part in (tokens, *turned):
+        for part in (straight, *turned):
             nothing = torch.zeros_like(part["weights"])
-            part["background"] = nothing if noise is None else background(part["tokens"], noise.tokens)
+            tokens = QuantizedTokens(part["codes"], part["code_scales"])
+            part["background"] = nothing if noise is None else background(tokens, noise.tokens)
     height, width = info.display_size
     size = (max(8, round(THUMBNAIL_WIDTH * height / width)), THUMBNAIL_WIDTH)
     with timings.stage("thumbnails"):
@@ -191,7 +193,7 @@ def read_copy_video(
     del joined["times"]
     features = CopyFeatures(
         frame_seconds=seconds[frames], picture_seconds=seconds, orientations=torch.tensor(turns), box=box.cpu(),
-        **tokens, **_stacked(turned, tokens), **joined,
+        **straight, **_stacked(turned, straight), **joined,
     )  # fmt: skip
     return CopyVideo(features, info, reader.report, jpegs, _notes(info, reader.report, joined["featureless"], box))
 
@@ -209,14 +211,16 @@ def _normalisation(encoder: Encoder, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _tokens(encoder: Encoder, pixels: Tensor, scales: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-    """tokens, places, weights, scales of content frames [F, 3, H, W] in 0..1; see `CopyFeatures`.
+    """codes, code_scales, places, weights, scales of content frames [F, 3, H, W] in 0..1; see `CopyFeatures`.
 
     Args:
         scales: number in SCALES, and tokens to keep on a grid of 16 × 16 patches.
     """
     mean, std = _normalisation(encoder, pixels)
     grid, pixels = encoder.grid, pixels.contiguous()
-    columns: dict[str, list[Tensor]] = {"tokens": [], "places": [], "weights": [], "scales": []}
+    columns: dict[str, list[Tensor]] = {
+        "codes": [], "code_scales": [], "places": [], "weights": [], "scales": [],
+    }  # fmt: skip
     for number, count in scales:
         scale = SCALES[number][0]
         view = pixels if scale == 1 else mosaics(pixels, grid, scale)
@@ -225,9 +229,9 @@ def _tokens(encoder: Encoder, pixels: Tensor, scales: Sequence[tuple[int, int]])
         if scale < 1:
             patches = mosaic_tokens(patches, grid, scale, len(pixels))
         count = max(1, round(count * grid[0] * grid[1] / 256))
-        parts = select_tokens(patches, patch_energy(pixels, small), patch_places(small), count)
-        which = torch.full(parts[2].shape[1:], number, dtype=torch.uint8)
-        for name, part in zip(columns, (*parts, which), strict=True):
+        tokens, where, weights = select_tokens(patches, patch_energy(pixels, small), patch_places(small), count)
+        which = torch.full(weights.shape[1:], number, dtype=torch.uint8)
+        for name, part in zip(columns, (*quantize_tokens(tokens), where, weights, which), strict=True):
             columns[name].append(part.cpu())
     return {name: torch.cat(parts, 0 if name == "scales" else 1) for name, parts in columns.items()}
 

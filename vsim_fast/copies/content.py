@@ -9,28 +9,23 @@ import torch
 from torch import Tensor
 
 from vsim_fast.copies.features import QUERY_SCALES, SCALES, CopyFeatures, query_frames
+from vsim_fast.ops import QuantizedTokens, best_cosines
 
 NOISE_NEIGHBOURS = 5
 """A patch's background: mean of its best similarities to this many pictures of the noise set."""
-TILE_CELLS = 32 << 20
-"""Most cosines held at once."""
 
 
-def background(tokens: Tensor, noise: Tensor, *, neighbours: int = NOISE_NEIGHBOURS) -> Tensor:
+def background(tokens: QuantizedTokens, noise: QuantizedTokens, *, neighbours: int = NOISE_NEIGHBOURS) -> Tensor:
     """How well each token is matched by pictures that it has nothing to do with.
 
     Args:
-        tokens: [..., K, D] of length 1.  noise: [N, Kn, D] of length 1, tokens of N unrelated pictures.
+        tokens: [F, K, D'].  noise: [N, Kn, D'], tokens of N unrelated pictures.
         neighbours: the mean is over this many of the pictures that match best.
     Returns:
-        float16 [..., K].
+        float16 [F, K].
     """
-    flat, other = _compute(tokens.flatten(0, -2)), _compute(noise.flatten(0, 1))
-    parts = []
-    for rows in flat.split(max(1, TILE_CELLS // len(other))):
-        best = (rows @ other.T).unflatten(1, noise.shape[:2]).amax(2)  # [rows, N]
-        parts.append(best.float().topk(min(neighbours, len(noise)), dim=1).values.mean(1))
-    return torch.cat(parts).half().view(tokens.shape[:-1])
+    best = best_cosines(tokens, noise).a_in_b  # [F, N, K]
+    return best.topk(min(neighbours, best.shape[1]), dim=1).values.mean(1).half()
 
 
 def frame_matches(queries: Sequence[CopyFeatures], refs: Sequence[CopyFeatures]) -> list[list[Tensor]]:
@@ -60,8 +55,8 @@ def content_scores(matches: Tensor) -> Tensor:
 class _Frames(NamedTuple):
     """Content frames of several videos, one after the other, orientation by orientation."""
 
-    tokens: Tensor
-    """[N, K, D]."""
+    tokens: QuantizedTokens
+    """[N, K, D']."""
     weights: Tensor
     """float32 [N, K]."""
     background: Tensor
@@ -74,54 +69,42 @@ class _Frames(NamedTuple):
 
 def _query(video: CopyFeatures) -> _Frames:
     """A query: some of its frames, at some sizes, in all orientations."""
-    frames = query_frames(len(video.tokens))
-    parts = [[], [], []]
-    counts = []
-    start = 0
-    share = int((video.scales == 0).sum()) / SCALES[0][1]
-    for number, _ in enumerate(SCALES):
-        size = int((video.scales == number).sum())
-        for wanted, count in QUERY_SCALES:
-            if wanted == number:
-                count = min(size, max(1, round(count * share)))
-                counts.append(count)
-                for column, x in zip(parts, (video.tokens, video.weights, video.background), strict=True):
-                    column.append(x[frames, start : start + count])
-        start += size
-    columns = [torch.cat(column, 1) for column in parts]
+    frames = query_frames(len(video.codes))
+    picks, counts = _query_tokens(video)
+    columns = [x[frames][:, picks] for x in (video.codes, video.code_scales, video.weights, video.background)]
     if len(video.orientations) > 1:
-        turned = (video.turned_tokens, video.turned_weights, video.turned_background)
+        turned = (video.turned_codes, video.turned_code_scales, video.turned_weights, video.turned_background)
         columns = [torch.cat([x, other.flatten(0, 1)]) for x, other in zip(columns, turned, strict=True)]
-    return _Frames(_compute(columns[0]), columns[1].float(), columns[2].float(), counts, [len(columns[0])])
+    codes, scales, weights, chance = columns
+    return _Frames(QuantizedTokens(codes, scales), weights.float(), chance.float(), counts, [len(codes)])
+
+
+def _query_tokens(video: CopyFeatures) -> tuple[Tensor, list[int]]:
+    """Which of a frame's tokens a query is compared by, and how many of each size."""
+    sizes = video.scales.long().bincount(minlength=len(SCALES)).tolist()
+    share = sizes[0] / SCALES[0][1]  # grids of other than 16 × 16 patches keep more, or fewer
+    counts = [min(sizes[number], max(1, round(count * share))) for number, count in QUERY_SCALES]
+    starts = [sum(sizes[:number]) for number, _ in QUERY_SCALES]
+    return torch.cat([start + torch.arange(n) for start, n in zip(starts, counts, strict=True)]), counts
 
 
 def _ref(video: CopyFeatures) -> _Frames:
-    counts = video.scales.long().bincount(minlength=len(SCALES)).tolist()
-    return _Frames(_compute(video.tokens), video.weights.float(), video.background.float(), counts, [len(video.tokens)])
+    sizes = video.scales.long().bincount(minlength=len(SCALES)).tolist()
+    return _Frames(video.tokens, video.weights.float(), video.background.float(), sizes, [len(video.codes)])
 
 
 def _joined(parts: Sequence[_Frames]) -> _Frames:
-    columns = [torch.cat(column) for column in list(zip(*parts, strict=True))[:3]]
-    return _Frames(*columns, parts[0].scales, [count for part in parts for count in part.counts])
+    if len(parts) == 1:
+        return parts[0]
+    tokens = QuantizedTokens(*(torch.cat(column) for column in zip(*(part.tokens for part in parts), strict=True)))
+    weights, chance = (torch.cat(column) for column in list(zip(*parts, strict=True))[1:3])
+    return _Frames(tokens, weights, chance, parts[0].scales, [count for part in parts for count in part.counts])
 
 
 def _compare(left: _Frames, right: _Frames) -> Tensor:
     """float32 [frames, frames]: the best over the sizes of either side."""
-    table = torch.empty(len(left.tokens), len(right.tokens))
-    per_frame, size = left.tokens.shape[1], right.tokens.shape[1]
-    step = max(1, TILE_CELLS // (per_frame * len(right.tokens) * size))
-    columns = right.tokens.flatten(0, 1).T
-    for start in range(0, len(left.tokens), step):
-        rows = slice(start, start + step)
-        cosines = (left.tokens[rows].flatten(0, 1) @ columns).view(-1, per_frame, len(right.tokens), size)
-        there = (cosines.amax(3).float() - left.background[rows, :, None]) * left.weights[rows, :, None]
-        back = (cosines.amax(1).float() - right.background) * right.weights
-        sums = [part.sum(1) for part in there.split(left.scales, 1)]
-        sums += [part.sum(2) for part in back.split(right.scales, 2)]
-        table[rows] = torch.stack(sums).amax(0)
-    return table
-
-
-def _compute(x: Tensor) -> Tensor:
-    """bfloat16 on CPUs: twice as fast as float32 and here as good; float16 elsewhere."""
-    return x.to(torch.bfloat16 if x.device.type == "cpu" else torch.float16)
+    best = best_cosines(left.tokens, right.tokens)
+    there = (best.a_in_b - left.background[:, None]) * left.weights[:, None]
+    back = (best.b_in_a - right.background) * right.weights
+    sums = [part.sum(2) for part in (*there.split(left.scales, 2), *back.split(right.scales, 2))]
+    return torch.stack(sums).amax(0)

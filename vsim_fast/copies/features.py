@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsim_fast.ops import QuantizedTokens
+
 ORIENTATIONS = (
     "as it is", "turned 90", "turned 180", "turned 270",
     "mirrored", "mirrored, turned 90", "upside down", "mirrored, turned 270",
@@ -42,8 +44,11 @@ class CopyFeatures:
 
     frame_seconds: Tensor
     """float64 [F], from the first frame."""
-    tokens: Tensor
-    """float16 [F, K, D], of length 1: patch tokens of the content frames, size by size, the most energetic first."""
+    codes: Tensor
+    """int8 [F, K, D'], patch tokens of the content frames, size by size, the most energetic first, as `quantize_tokens`
+    makes them."""
+    code_scales: Tensor
+    """float32 [F, K]: codes · code_scales are tokens of length 1."""
     places: Tensor
     """uint8 [F, K, 2], x and y of the patch centres in 256ths of the picture between its bars."""
     weights: Tensor
@@ -54,9 +59,10 @@ class CopyFeatures:
     """uint8 [K], number in SCALES."""
     orientations: Tensor
     """int64 [O], indices of ORIENTATIONS, the first 0."""
-    turned_tokens: Tensor
-    """float16 [O - 1, Fq, Kq, D]: of `query_frames` in the other orientations, at the sizes of QUERY_SCALES; likewise
-    the next three."""
+    turned_codes: Tensor
+    """int8 [O - 1, Fq, Kq, D']: of `query_frames` in the other orientations, at the sizes of QUERY_SCALES; likewise the
+    next four."""
+    turned_code_scales: Tensor
     turned_places: Tensor
     turned_weights: Tensor
     turned_background: Tensor
@@ -85,6 +91,14 @@ class CopyFeatures:
         """Of the sampled pictures, the last one's own time included."""
         times = self.picture_seconds
         return float(times[-1] - times[0]) * len(times) / max(1, len(times) - 1)
+
+    @property
+    def tokens(self) -> QuantizedTokens:
+        return QuantizedTokens(self.codes, self.code_scales)
+
+    @property
+    def turned_tokens(self) -> QuantizedTokens:
+        return QuantizedTokens(self.turned_codes, self.turned_code_scales)
 
     def tensors(self) -> dict[str, Tensor]:
         return {field.name: getattr(self, field.name).contiguous() for field in fields(self)}
@@ -208,10 +222,10 @@ def select_tokens(patches: Tensor, energy: Tensor, places: Tensor, count: int) -
     Args:
         patches: [F, P, D].  energy: float32 [F, P].  places: uint8 [P, 2].
     Returns:
-        tokens float16 [F, K, D] of length 1, places uint8 [F, K, 2], weights float16 [F, K] that sum to 1,
+        tokens float32 [F, K, D] of length 1, places uint8 [F, K, 2], weights float16 [F, K] that sum to 1,
         or less where even these patches are nearly flat; K = min(count, P).
     """
     energy, index = energy.topk(min(count, energy.shape[1]), dim=1)
     tokens = patches.gather(1, index[..., None].expand(-1, -1, patches.shape[2])).float()
     weights = energy / energy.sum(1, keepdim=True).clamp_min(FLAT * energy.shape[1])
-    return F.normalize(tokens, dim=2).half(), places.to(index.device)[index], weights.half()
+    return F.normalize(tokens, dim=2), places.to(index.device)[index], weights.half()

@@ -23,7 +23,7 @@ WINDOW_SECONDS = 3.0
 """Motion is what differs from the mean over this long."""
 LEAST_SECONDS = 0.5
 """Stretches shorter than this say nothing, unless a video is not longer."""
-REFINED = 16
+REFINED = 64
 """Lines whose correlation is computed exactly."""
 
 

@@ -31,10 +31,12 @@ VERDICTS = (
 )  # fmt: skip
 ALPHA = 0.3
 """Weight of the content in the score."""
-THRESHOLDS = {"score": 0.5, "content": 0.3, "order": 0.6, "coverage": 0.5}
+THRESHOLDS = {"score": 0.4, "content": 0.2, "order": 0.6, "coverage": 0.5}
+STILL_CONTENT = 0.5
+"""Content that videos need where nothing moves that could confirm it."""
 LOOKED_AT = 0.06
 """Raw content from which a pair is examined; unrelated videos rarely reach it."""
-MIDDLE, SLOPE = 0.25, 0.05
+MIDDLE, SLOPE = 0.2, 0.04
 """Verified content at which the content score is 0.5, and by how much more it is 0.73."""
 BEST_FRAMES = 4
 """Pairs of frames whose patches vote for the placement."""
@@ -98,14 +100,15 @@ def _placement(
     query: CopyFeatures, ref: CopyFeatures, o: int, matches: Tensor, generator: torch.Generator
 ) -> Placement:
     """Where the query's picture, in its o-th orientation, lies in the reference's."""
-    picks = query_frames(len(query.tokens))
-    turned = (query.turned_tokens, query.turned_places, query.turned_weights, query.turned_background)
-    straight = (query.tokens, query.places, query.weights, query.background)
+    picks = query_frames(len(query.codes))
+    turned = (query.turned_codes, query.turned_code_scales, query.turned_places, query.turned_weights,
+              query.turned_background)  # fmt: skip
+    straight = (query.codes, query.code_scales, query.places, query.weights, query.background)
     points_, targets_, votes = [], [], []
     for k in matches.flatten().topk(min(BEST_FRAMES, matches.numel())).indices.tolist():
         f, g = divmod(k, matches.shape[1])
-        tokens, places, weights, chance = [x[o - 1, f] for x in turned] if o else [x[picks[f]] for x in straight]
-        cosines = tokens.float() @ ref.tokens[g].float().T
+        codes, scales, places, weights, chance = [x[o - 1, f] for x in turned] if o else [x[picks[f]] for x in straight]
+        cosines = (codes.float() * scales[:, None]) @ (ref.codes[g].float() * ref.code_scales[g, :, None]).T
         there, back = cosines.max(1), cosines.max(0)
         points, targets = places.float() / 256, ref.places[g].float() / 256
         points_.append(torch.cat([points, points[back.indices]]))
@@ -187,16 +190,16 @@ def judge(score: float, content: float, order: float | None, coverage: tuple[flo
     shown = f"content {content:.2f}"
     if content < limits["content"]:
         return "different", False, f"{shown} < {limits['content']:g}"
-    if order is not None and order < 1 - limits["order"]:
-        return "same content, other order", False, f"{shown}, but order {order:.2f}: it runs backwards"
-    if score < limits["score"]:
-        if order is None:
-            return "different", False, f"score {score:.2f} < {limits['score']:g}; nothing moves, content alone counts"
-        if content < 0.5:
-            return "different", False, f"score {score:.2f} < {limits['score']:g}: {shown}, order {order:.2f}"
-        if order >= limits["order"]:
-            return "same content, other order", False, f"{shown}, but only a part runs the same way: order {order:.2f}"
-        return "same scene, other time", False, f"{shown}, but what moves is not the same: order {order:.2f}"
+    if order is None:
+        if content < STILL_CONTENT:
+            return "different", False, f"{shown} < {STILL_CONTENT:g}, and nothing moves that could confirm it"
+    elif order < 1 - limits["order"]:
+        return "same content, other order", False, f"{shown}, but it runs backwards: order {order:.2f}"
+    elif order < limits["order"] or score < limits["score"]:
+        why = f"order {order:.2f}, score {score:.2f} (at least {limits['order']:g} and {limits['score']:g})"
+        if content < STILL_CONTENT:
+            return "different", False, f"{shown}, but {why}"
+        return "same scene, other time", False, f"{shown}, but what moves is not the same: {why}"
     moving = "nothing moves, content alone counts" if order is None else f"order {order:.2f}"
     covered = f"{shown}, {moving}, {coverage[0]:.0%} of the one and {coverage[1]:.0%} of the other"
     if min(coverage) >= limits["coverage"]:
@@ -313,7 +316,7 @@ def score_pairs(
         load: features of a video by its number.  pairs: int64 [N, 2], numbers of query and reference.
     Yields:
         (row of `pairs`, its scores), each row once, references in blocks.
-    Memory: the features of HELD videos and TILE_CELLS cosines, however many pairs.
+    Memory: the features of HELD videos, however many pairs.
     """
     pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
     videos = _Held(load)

@@ -58,7 +58,9 @@ def quantize_tokens(tokens: Tensor) -> QuantizedTokens:
     if not largest.isfinite().all():
         raise ValueError(f"tokens must be finite, got {largest[~largest.isfinite()][0].item()} as a largest magnitude")
     scales = largest / 127
-    codes = torch.zeros(*tokens.shape[:-1], -(-dim // CODE_MULTIPLE) * CODE_MULTIPLE, dtype=torch.int8, device=tokens.device)
+    codes = torch.zeros(
+        *tokens.shape[:-1], -(-dim // CODE_MULTIPLE) * CODE_MULTIPLE, dtype=torch.int8, device=tokens.device
+    )
     # A token too small for its scale to be a normal number counts as zero.
     usable = scales >= torch.finfo(torch.float32).tiny
     factors = torch.where(usable, 1 / scales, 0)
