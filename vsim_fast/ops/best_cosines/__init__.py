@@ -94,8 +94,8 @@ def best_cosines(
     """The best cosine of every token of N frames in each of M frames, and back, without the cosines themselves.
 
     Args:
-        a: [N, Ka, D] tokens of unit length or zero (not checked), float16/bfloat16/float32 (float64: reference), any
-            strides; or what `quantize_tokens` made of them. Ka is the same for all frames: pad with zero tokens.
+        a: [N, Ka, D] tokens of unit length or zero (not checked), float16/bfloat16/float32 (float64: in full only by
+            the reference), any strides; or what `quantize_tokens` made of them. Frames of fewer tokens: pad with zeros.
         b: [M, Kb, D], likewise: both quantised, or both of one dtype; on the device of `a`.
         backend: "cpp" (CPU) or "reference"; None picks the fastest that runs on the device. "cpp" works on int8 codes
             and quantises whatever is not yet, float32 too: cosines of natural tokens stay within 4e-3. On CUDA the
@@ -106,8 +106,8 @@ def best_cosines(
     Raises:
         ValueError: shapes that do not fit, a frame without tokens, NaN or infinity to be quantised.
         TypeError: dtype, or one side quantised alone.  RuntimeError: the backend cannot run.
-    Memory: the results; "cpp" besides: the codes, and per thread a frame's codes twice; "reference": 16 MiB of
-        scratch or one pair's cosines and a frame of each side in float32, if larger.
+    Memory: the results. "cpp": the codes, and per thread those of a frame of each side twice. "reference": 16 MiB of
+        scratch, or one pair's cosines and tokens in float32 if larger; of quantised tokens all in float32.
     """
     quantized = isinstance(a, QuantizedTokens)
     if quantized != isinstance(b, QuantizedTokens):
