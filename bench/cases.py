@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsim_fast.ops import cosine, dtw, dtw_pairwise
+from vsim_fast.ops import best_cosines, cosine, dtw, dtw_pairwise, quantize_tokens
 from vsim_fast.ops.derivatives import reference as difference
 from vsim_fast.ops.nv12 import reference as nv12
 
@@ -44,6 +44,10 @@ class Case:
     """Other libraries on the same inputs, with a result like ours."""
     cells: int = 0
     """Of dynamic programming, in place of bytes and FLOPs as the rate of a row."""
+    int8_operations: int = 0
+    """Likewise."""
+    ready: Callable[..., tuple] = lambda *inputs: inputs
+    """The inputs as our backends take them: what a caller makes once and uses many times, untimed."""
     threads: tuple[int, ...] = ()
     """Of ours, a row each, where the peers run on one. Empty: torch's own for all."""
     sample: Callable[[Any], Any] = lambda result: result
@@ -114,6 +118,24 @@ def best_match_case(dtype: torch.dtype, B: int, P: int, D: int) -> Case:
         draw=lambda device: tuple(torch.randn(B, P, D, device=device).to(dtype) for _ in range(2)),
         eager=eager_best_match, oracle=lambda a, b: cosine.best_match(a.double(), b.double(), backend="reference"),
         bytes=2 * B * P * (D * dtype.itemsize + dtype.itemsize + 8), flops=2 * B * P * P * D,
+    )  # fmt: skip
+
+
+def eager_best_cosines(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """All cosines by one matrix product, and their maxima both ways."""
+    cosines = (a.flatten(0, 1) @ b.flatten(0, 1).mT).view(*a.shape[:2], *b.shape[:2])  # [N, Ka, M, Kb]
+    return cosines.amax(3).transpose(1, 2).float(), cosines.amax(1).float()
+
+
+def best_cosines_case(N: int, Ka: int, M: int, Kb: int, D: int) -> Case:
+    return Case(
+        "best_cosines", dict(N=N, Ka=Ka, M=M, Kb=Kb, D=D), torch.bfloat16,
+        draw=lambda device: tuple(unit(torch.randn(*s, D, device=device)).bfloat16() for s in ((N, Ka), (M, Kb))),
+        ready=lambda *inputs: tuple(map(quantize_tokens, inputs)),
+        eager=eager_best_cosines, baseline="torch eager, one thread", threads=(1, 2), without=("reference",),
+        oracle=lambda a, b: best_cosines(a.double(), b.double(), backend="reference"),
+        bytes=0, flops=0, int8_operations=2 * N * Ka * M * Kb * D,
+        note="ours on codes quantised once, untimed; torch on bfloat16",
     )  # fmt: skip
 
 
@@ -304,6 +326,8 @@ CASES = {
         similarity_case("frame_similarity", FP32, T=40, P=1024, D=384),
         similarity_case("intra_frame_similarity", FP32, T=10, P=1024, D=384, reduce="stats"),
         best_match_case(FP32, B=4, P=1024, D=384),
+        best_cosines_case(N=5, Ka=144, M=8, Kb=312, D=384),
+        best_cosines_case(N=5, Ka=144, M=128, Kb=312, D=384),
         nv12_case(FP32, B=4, H=720, W=1280, S=224),
         derivatives_case("cpu", B=64, T=300, D=384),
         dtw_pairwise_case(N=200, T=300, D=2, baseline="aeon"),

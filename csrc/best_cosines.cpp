@@ -17,8 +17,7 @@ void best_cosines_cpu(const BestCosinesArgs& args, Simd simd, int64_t threads) {
   const auto kernel = [&] {
     switch (simd) {
 #if defined(VSIM_X86)
-      case Simd::avx512:  // of the CPUs that have it, all but the first few have its int8 products
-        return __builtin_cpu_supports("avx512vnni") ? avx512vnni::best_cosines_frames : avx2::best_cosines_frames;
+      case Simd::avx512: return usable_vnni() ? avx512vnni::best_cosines_frames : avx2::best_cosines_frames;
       case Simd::avx2: return avx2::best_cosines_frames;
 #endif
       default: return portable::best_cosines_frames;

@@ -27,16 +27,21 @@ VSIM_INLINE int32_t load_word(const void* p) {
 
 VSIM_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
-// add(): to each lane, the dot product of the codes in a word (32 bits) of b with those in a word of a.
+// word_at(): the next codes in 32 bits. add(): to each lane, the dot product of a word of b with a word of a.
 #if defined(__AVX512VNNI__)
 constexpr int64_t kUnit = 4;  // codes in a word
 typedef int8_t Code;
 constexpr int32_t kFlip = (int32_t)0x80808080;  // b + 128, unsigned, as the instruction wants: undone by `offset`
+VSIM_INLINE int32_t word_at(const int8_t* codes) { return load_word(codes); }
 VSIM_INLINE Int add(Int sum, Int b, Int a) { return (Int)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)b, (__m512i)a); }
 #else
 constexpr int64_t kUnit = 2;
 typedef int16_t Code;
 constexpr int32_t kFlip = 0;
+VSIM_INLINE int32_t word_at(const int8_t* codes) {
+  const Code wide[2] = {codes[0], codes[1]};
+  return load_word(wide);
+}
 #if defined(__AVX2__)
 VSIM_INLINE Int add(Int sum, Int b, Int a) { return sum + (Int)_mm256_madd_epi16((__m256i)b, (__m256i)a); }
 #elif defined(__SSE2__)
@@ -46,13 +51,6 @@ VSIM_INLINE Int low(Int x) { return (Int)((Uint)x << 16) >> 16; }
 VSIM_INLINE Int add(Int sum, Int b, Int a) { return sum + low(b) * low(a) + (b >> 16) * (a >> 16); }
 #endif
 #endif
-
-// The codes of a word, widened where a word holds two of them.
-VSIM_INLINE int32_t word_at(const int8_t* codes) {
-  if constexpr (kUnit == 4) return load_word(codes);
-  const Code pair[2] = {codes[0], codes[1]};
-  return load_word(pair);
-}
 
 struct Space {  // pointers into scratch
   int32_t* panels;   // [panels][D / kUnit][kWide] words of b
@@ -81,7 +79,8 @@ const Code* ready(const BestCosinesArgs& g, int64_t n, const Space& z) {
 #if defined(__AVX512VNNI__)
   for (int64_t i = 0; i < g.Ka; ++i) {
     Int sum{};
-    for (int64_t d = 0; d < g.D; d += 64) sum = add(sum, splat_int(0x01010101), (Int)_mm512_loadu_si512(codes + i * g.D + d));
+    for (int64_t d = 0; d < g.D; d += 64)
+      sum = add(sum, splat_int(0x01010101), (Int)_mm512_loadu_si512(codes + i * g.D + d));
     z.offsets[i] = 0;
     for (int64_t k = 0; k < L; ++k) z.offsets[i] -= 128 * sum[k];
   }
@@ -158,7 +157,7 @@ void pair(const BestCosinesArgs& g, int64_t n, int64_t m, const Space& z) {
 }  // namespace
 }  // namespace best_cosines
 
-void best_cosines_frames(const BestCosinesArgs& g, int64_t m, int64_t n_begin, int64_t n_end, void* scratch) {
+void best_cosines_frames(const BestCosinesArgs& g, int64_t m, int64_t n, int64_t end, void* scratch) {
   using namespace best_cosines;
   const int64_t tokens = (g.Kb + kWide - 1) / kWide * kWide;
   char* at = static_cast<char*>(scratch);
@@ -174,7 +173,7 @@ void best_cosines_frames(const BestCosinesArgs& g, int64_t m, int64_t n_begin, i
   z.offsets = reinterpret_cast<int32_t*>(take(g.Ka * 4));
   z.best = reinterpret_cast<Vec*>(take(g.Ka * 64));
   pack(g, m, z);
-  for (int64_t n = n_begin; n < n_end; ++n) pair(g, n, m, z);
+  for (; n < end; ++n) pair(g, n, m, z);
 }
 
 }  // namespace vsim::VSIM_ISA

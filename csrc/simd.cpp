@@ -23,6 +23,15 @@ std::vector<Simd> usable_simd() {
   return usable;
 }
 
+bool usable_vnni() {
+#if defined(VSIM_X86)
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
 Simd choose_simd(const std::string& name) {
   const auto usable = usable_simd();
   if (name.empty()) return usable.back();

@@ -15,4 +15,7 @@ std::vector<Simd> usable_simd();
 // "" picks the fastest. Throws std::invalid_argument for an unknown name, std::runtime_error if it cannot run here.
 Simd choose_simd(const std::string& name);
 
+// Whether this CPU, where it runs Simd::avx512, has the int8 dot products too: all but the first few do.
+bool usable_vnni();
+
 }  // namespace vsim

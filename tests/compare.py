@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-COSINE_ATOL = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+COSINE_ATOL = {
+    torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3,
+    torch.int8: 4e-3,  # measured at D = 384: 3.6e-3 at most over 13 clips' patch tokens of `builtin`, 0.7e-3 rms
+}  # fmt: skip
 
 
 def assert_matches_reference(got: Tensor, oracle: Tensor, *, dtype: torch.dtype, atol: float | None = None) -> None:

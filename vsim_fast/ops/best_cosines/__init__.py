@@ -6,27 +6,34 @@ quantise a video once and pass the result to every comparison.
 
 from __future__ import annotations
 
+import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from vsim_fast.ops._checks import check_same, check_tensor, dtype_name
+from vsim_fast.ops._checks import check_same, check_tensor
 from vsim_fast.ops._dispatch import choose
 
 __all__ = ["BestCosines", "QuantizedTokens", "best_cosines", "quantize_tokens"]
 
 CODE_MULTIPLE, MOST_CODES = 64, 1 << 16
 """Codes per token: zero-padded to a multiple of the one, at most the other, so that dot products fit in int32."""
+BLOCK_ROWS = 1024
+"""Tokens quantised at a time, so that what lies between stays in cache."""
+SIGNS = 0x9E3779B97F4A7C15
+"""Bits of no pattern: the signs of the rotation, which every code ever made must share."""
 
 
 class QuantizedTokens(NamedTuple):
-    """codes · scales ≈ tokens, off by at most half a scale per entry."""
+    """codes · scales ≈ tokens after a fixed rotation, which keeps cosines; off by at most half a scale per entry."""
 
     codes: Tensor
     """[..., K, D'] int8 in [-127, 127]; D' is D rounded up to a multiple of 64 with zeros."""
     scales: Tensor
-    """[..., K] float32, the largest magnitude of the token / 127; 0 for a zero token."""
+    """[..., K] float32, the largest magnitude of the rotated token / 127; 0 for a zero token."""
 
 
 class BestCosines(NamedTuple):
@@ -45,27 +52,40 @@ def quantize_tokens(tokens: Tensor) -> QuantizedTokens:
         tokens: [..., K, D] float16/bfloat16/float32/float64, any device and strides, D in 1 … 65536.
     Raises:
         ValueError: shape, or a token with NaN or infinity.  TypeError: dtype.
-    Memory: two float32 copies of `tokens` for a moment.
+    Memory: the codes; a copy of `tokens` if their strides need one.
+    Source: tokens of transformers hold a few large entries, and flat patches too; a Hadamard rotation spreads those, so
+        that a step of int8 is a third as large (Ashkboos et al. 2024, QuaRot).
     """
-    if isinstance(tokens, Tensor) and tokens.ndim < 2:
-        raise ValueError(f"tokens must be [..., K, D], got shape {tuple(tokens.shape)}")
-    check_tensor("tokens", tokens, "[" + "., " * (tokens.ndim - 1 if isinstance(tokens, Tensor) else 1) + "D]")
-    dim = tokens.shape[-1]
+    leading = tokens.ndim - 2 if isinstance(tokens, Tensor) else 0
+    check_tensor("tokens", tokens, f"[{'…, ' * leading}K, D]")
+    *leading, dim = tokens.shape
     if not 1 <= dim <= MOST_CODES:
         raise ValueError(f"tokens must have D in 1 … {MOST_CODES}, got shape {tuple(tokens.shape)}")
-    values = tokens.float()
-    largest = torch.linalg.vector_norm(values, torch.inf, dim=-1)
-    if not largest.isfinite().all():
-        raise ValueError(f"tokens must be finite, got {largest[~largest.isfinite()][0].item()} as a largest magnitude")
-    scales = largest / 127
-    codes = torch.zeros(
-        *tokens.shape[:-1], -(-dim // CODE_MULTIPLE) * CODE_MULTIPLE, dtype=torch.int8, device=tokens.device
-    )
-    # A token too small for its scale to be a normal number counts as zero.
-    usable = scales >= torch.finfo(torch.float32).tiny
-    factors = torch.where(usable, 1 / scales, 0)
-    codes[..., :dim] = torch.mul(values, factors.unsqueeze(-1)).round_()
-    return QuantizedTokens(codes, torch.where(usable, scales, 0))
+    width = -(-dim // CODE_MULTIPLE) * CODE_MULTIPLE
+    codes = torch.empty(math.prod(leading), width, dtype=torch.int8, device=tokens.device)
+    scales = torch.empty(len(codes), device=tokens.device)
+    turn, rows = _rotation(tokens.device), tokens.reshape(-1, dim)
+    for block in (slice(start, start + BLOCK_ROWS) for start in range(0, len(rows), BLOCK_ROWS)):
+        values = F.pad(rows[block].float(), (0, width - dim)).unflatten(-1, (-1, CODE_MULTIPLE)) @ turn
+        values = values.flatten(1)  # [rows, D']
+        scale = values.abs().amax(1, keepdim=True) / 127
+        scale.masked_fill_(scale < torch.finfo(torch.float32).tiny, 0)  # too small to divide by: as good as zero
+        codes[block] = (values * torch.where(scale > 0, 1 / scale, 0)).round_()
+        scales[block] = scale.squeeze(1)
+    if not scales.isfinite().all():
+        bad = int((~scales.isfinite()).nonzero()[0])
+        raise ValueError(f"tokens must be finite and of moderate size, got {rows[bad].abs().max().item():g}")
+    return QuantizedTokens(codes.view(*leading, width), scales.view(leading))
+
+
+@cache
+def _rotation(device: torch.device) -> Tensor:
+    """[64, 64] Hadamard matrix after fixed changes of sign: spreads what one entry, or a mean, holds over 64."""
+    hadamard = torch.ones(1, 1)
+    while len(hadamard) < CODE_MULTIPLE:
+        hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
+    signs = torch.tensor([[1.0 - 2.0 * (SIGNS >> k & 1)] for k in range(CODE_MULTIPLE)])
+    return (signs * hadamard / math.sqrt(CODE_MULTIPLE)).to(device)
 
 
 def best_cosines(
@@ -74,20 +94,20 @@ def best_cosines(
     """The best cosine of every token of N frames in each of M frames, and back, without the cosines themselves.
 
     Args:
-        a: [N, Ka, D] tokens of unit length or zero (not checked), float16/bfloat16/float32 (float64: reference), any
-            strides; or what `quantize_tokens` made of them. Ka is the same for all frames: pad with zero tokens.
+        a: [N, Ka, D] tokens of unit length or zero (not checked), float16/bfloat16/float32 (float64: in full only by
+            the reference), any strides; or what `quantize_tokens` made of them. Frames of fewer tokens: pad with zeros.
         b: [M, Kb, D], likewise: both quantised, or both of one dtype; on the device of `a`.
         backend: "cpp" (CPU) or "reference"; None picks the fastest that runs on the device. "cpp" works on int8 codes
             and quantises whatever is not yet, float32 too: cosines of natural tokens stay within 4e-3. On CUDA the
             reference serves, in the half precision of the tokens where they come in one; see `best_match` for the
             fused kernel that takes one pair of frames, or as many pairs, at a time.
     Returns:
-        `BestCosines`. A zero token scores 0 with every token, and is a token: where all others score less, 0 is the best.
+        `BestCosines`. A zero token scores 0 with every token, and is one of them: the best where the others score less.
     Raises:
         ValueError: shapes that do not fit, a frame without tokens, NaN or infinity to be quantised.
         TypeError: dtype, or one side quantised alone.  RuntimeError: the backend cannot run.
-    Memory: the results; "cpp" besides: the codes, and per thread a frame's codes twice; "reference": 16 MiB of
-        scratch or one pair's cosines and a frame of each side in float32, if larger.
+    Memory: the results. "cpp": the codes, and per thread those of a frame of each side twice. "reference": 16 MiB of
+        scratch, or one pair's cosines and tokens in float32 if larger; of quantised tokens all in float32.
     """
     quantized = isinstance(a, QuantizedTokens)
     if quantized != isinstance(b, QuantizedTokens):
