@@ -46,7 +46,7 @@ class Row:
     machine: Machine
     rate: float | None = None
     unit: str | None = None
-    """Of `rate`: "GB/s", "TFLOP/s", "frames/s" or, of dynamic programming, "Gcells/s"."""
+    """Of `rate`: "GB/s", "TFLOP/s", "frames/s", "pairs/s" or, of dynamic programming, "Gcells/s"."""
     of_ceiling: float | None = None
     """`rate` over what the same run measured as this machine's ceiling: a copy, a matrix product, the slower roof."""
     peak_mib: float | None = None
