@@ -133,7 +133,7 @@ class _Lines:
         return matrix.gather(1, self.index) * self.inside
 
     def segments(self, gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The run of each line with the largest sum of `gain` > OUTSIDE: first row, row after the last, sum; [L] each."""
+        """The run of each line with the largest sum of `gain`: first row, row after the last, sum; [L] each."""
         inside = torch.where(self.inside, gain.gather(1, self.index), torch.full((), OUTSIDE))
         total = F.pad(inside.cumsum(0), (0, 0, 1, 0))  # [Tx + 1, L]
         least, first = total[:-1].cummin(0)

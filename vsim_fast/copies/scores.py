@@ -159,8 +159,8 @@ def different(raw: float) -> PairScores:
 
 def score_pair(query: CopyFeatures, ref: CopyFeatures, matches: Tensor) -> PairScores:
     """All scores of two videos.  Args: matches: of `frame_matches`."""
-    raw = float(content_scores(matches).max())
-    if raw < LOOKED_AT or query.blank or ref.blank:
+    raw = 0.0 if query.blank or ref.blank else float(content_scores(matches).max())
+    if raw < LOOKED_AT:
         return different(raw)
     evidence = examine(query, ref, matches)
     forward, backward = evidence.forward, evidence.backward
@@ -214,7 +214,7 @@ def signals(query: CopyFeatures, ref: CopyFeatures, forward: Stretch | None) -> 
     values = dict.fromkeys(SIGNALS, math.nan)
     x, y = query.embeddings.float(), ref.embeddings.float()
     values["semantic_baseline"] = float(F.cosine_similarity(x.mean(0), y.mean(0), dim=0))
-    values["match"] = max(0.0, forward.motion) if forward else 0.0
+    values["match"] = min(1.0, max(0.0, forward.motion)) if forward else 0.0
     if min(len(x), len(y)) < 3:  # nothing that could move
         return values
     for name, fingerprint in (
