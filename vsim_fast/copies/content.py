@@ -13,6 +13,10 @@ from vsim_fast.ops import QuantizedTokens, best_cosines
 
 NOISE_NEIGHBOURS = 5
 """A patch's background: mean of its best similarities to this many pictures of the noise set."""
+LOOK_QUERY, LOOK_REF = (3, (32, 16)), (4, (64, 24, 16, 8))
+"""Frames, and tokens of each size, that a first look takes of a query and of a reference."""
+LOOK_CELLS = 8 << 20
+"""Best cosines of a first look held at once."""
 
 
 def background(tokens: QuantizedTokens, noise: QuantizedTokens, *, neighbours: int = NOISE_NEIGHBOURS) -> Tensor:
@@ -50,6 +54,35 @@ def content_scores(matches: Tensor) -> Tensor:
     The mean over one video's frames of their best frame in the other: over the query's, or over the reference's.
     """
     return torch.maximum(matches.amax(2).mean(1), matches.amax(1).mean(1))
+
+
+class Sketch(NamedTuple):
+    """A few tokens of a few frames: enough for a first look at a pair, in a fraction of the time."""
+
+    query: _Frames
+    """LOOK_QUERY frames in each orientation."""
+    ref: _Frames
+    """LOOK_REF frames."""
+
+    @classmethod
+    def of(cls, video: CopyFeatures) -> Sketch:
+        """About 0.2 MB with two orientations and 384 numbers a token."""
+        query = _thinned(_query(video), len(video.orientations), *LOOK_QUERY)
+        return cls(query, _thinned(_ref(video), 1, *LOOK_REF))
+
+
+def first_look(queries: Sequence[Sketch], refs: Sequence[Sketch]) -> Tensor:
+    """As `content_scores`, of sketches, in the best orientation: float32 [queries, refs]."""
+    left, right = _joined([sketch.query for sketch in queries]), _joined([sketch.ref for sketch in refs])
+    frames, others = LOOK_QUERY[0], LOOK_REF[0]
+    rows = []
+    step = max(1, LOOK_CELLS // (left.counts[0] * len(right.weights) * right.weights.shape[1]))
+    for start in range(0, len(queries), step):
+        part = _rows(left, slice(start * left.counts[0], (start + step) * left.counts[0]))
+        table = _compare(part, right).unflatten(1, (-1, others)).unflatten(0, (-1, left.counts[0] // frames, frames))
+        there, back = table.amax(4).mean(2), table.amax(2).mean(3)  # [queries, O, refs]
+        rows.append(torch.maximum(there, back).amax(1))
+    return torch.cat(rows)
 
 
 class _Frames(NamedTuple):
@@ -91,6 +124,28 @@ def _query_tokens(video: CopyFeatures) -> tuple[Tensor, list[int]]:
 def _ref(video: CopyFeatures) -> _Frames:
     sizes = video.scales.long().bincount(minlength=len(SCALES)).tolist()
     return _Frames(video.tokens, video.weights.float(), video.background.float(), sizes, [len(video.codes)])
+
+
+def _thinned(frames: _Frames, orientations: int, count: int, tokens: Sequence[int]) -> _Frames:
+    """`count` frames of each orientation, with the first `tokens` of each size; their weights sum to what all did."""
+    each = len(frames.weights) // orientations
+    rows = ((torch.arange(count) + 0.5) * each / count).long()
+    rows = (rows + each * torch.arange(orientations)[:, None]).flatten()
+    sizes = [min(size, most) for size, most in zip(frames.scales, tokens, strict=True)]
+    starts = [sum(frames.scales[:n]) for n in range(len(sizes))]
+    picks = torch.cat([start + torch.arange(n) for start, n in zip(starts, sizes, strict=True)])
+    totals = [part.sum(1, keepdim=True) for part in frames.weights[rows].split(frames.scales, 1)]
+    kept = frames.weights[rows][:, picks].split(sizes, 1)
+    weights = [
+        part / part.sum(1, keepdim=True).clamp_min(1e-12) * total for part, total in zip(kept, totals, strict=True)
+    ]
+    tokens_ = QuantizedTokens(*(x[rows][:, picks] for x in frames.tokens))
+    return _Frames(tokens_, torch.cat(weights, 1), frames.background[rows][:, picks], sizes, [len(rows)])
+
+
+def _rows(frames: _Frames, rows: slice) -> _Frames:
+    tokens = QuantizedTokens(*(x[rows] for x in frames.tokens))
+    return frames._replace(tokens=tokens, weights=frames.weights[rows], background=frames.background[rows])
 
 
 def _joined(parts: Sequence[_Frames]) -> _Frames:

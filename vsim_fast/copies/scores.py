@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsim_fast.copies.content import content_scores, frame_matches
+from vsim_fast.copies.content import Sketch, content_scores, first_look, frame_matches
 from vsim_fast.copies.features import ORIENTATIONS, CopyFeatures, query_frames, turn, turned_box
 from vsim_fast.copies.geometry import Placement, place
 from vsim_fast.copies.order import SAME_PICTURE, Stretch, best_stretch, shared_pictures
@@ -53,6 +53,12 @@ EXPLAINED = 0.5
 
 BLOCK, HELD = 16, 64
 """References compared with one query at a time, and videos held in memory."""
+MANY = 100_000
+"""Pairs, of about 450 videos, from which a first look decides which are compared in full."""
+LOOKS_ALIKE = 0.02
+"""Content of the first look from which a pair is compared in full."""
+LOOKED, LOOK_ROWS = 1000, 64
+"""Videos on either side whose sketches are held, and queries looked at together."""
 
 
 class Evidence(NamedTuple):
@@ -308,30 +314,81 @@ class Progress(Protocol):
 
 
 def score_pairs(
-    load: Callable[[int], CopyFeatures], pairs: np.ndarray, *, progress: Progress | None = None
+    load: Callable[[int], CopyFeatures],
+    pairs: np.ndarray,
+    *,
+    look_first: bool | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[tuple[int, PairScores]]:
     """Scores of pairs of videos, made with one encoder and equal settings.
 
     Args:
         load: features of a video by its number.  pairs: int64 [N, 2], numbers of query and reference.
+        look_first: compare a few patches of a few frames first, and in full only the pairs that look alike then: about
+            ten times faster, at the price of some copies that share only a small part of picture or time. None: where
+            there are more than MANY pairs.
     Yields:
-        (row of `pairs`, its scores), each row once, references in blocks.
-    Memory: the features of HELD videos, however many pairs.
+        (row of `pairs`, its scores), each row once, in no order that could be relied on.
+    Memory: the features of HELD videos, and of a first look the sketches of 2 · LOOKED videos, however many pairs.
     """
     pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
     videos = _Held(load)
-    blocks = np.unique(pairs[:, 1] // BLOCK)
     done = 0
-    for block in blocks.tolist():
-        rows = np.flatnonzero(pairs[:, 1] // BLOCK == block)
-        rows = rows[np.lexsort((pairs[rows, 1], pairs[rows, 0]))]
-        for part in np.split(rows, np.flatnonzero(np.diff(pairs[rows, 0])) + 1):
+
+    def told(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress:
+            progress.advance("pairs", done, len(pairs))
+
+    if look_first is None:
+        look_first = len(pairs) > MANY
+    looked = _looked_at(load, pairs) if look_first else [(np.arange(len(pairs)), np.full(len(pairs), np.inf))]
+    for rows, looks in looked:
+        unlike = looks < LOOKS_ALIKE
+        for row, look in zip(rows[unlike].tolist(), looks[unlike].tolist(), strict=True):
+            yield row, different(look)
+        told(int(unlike.sum()))
+        for part in _parts(pairs, rows[~unlike]):
             query, refs = videos[int(pairs[part[0], 0])], [videos[n] for n in pairs[part, 1].tolist()]
             for row, ref, matches in zip(part.tolist(), refs, frame_matches([query], refs)[0], strict=True):
                 yield row, score_pair(query, ref, matches)
-            done += len(part)
-            if progress:
-                progress.advance("pairs", done, len(pairs))
+            told(len(part))
+
+
+def _parts(pairs: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows of one query and at most BLOCK references, so that videos follow each other that were used just before."""
+    block = pairs[rows, 1] // BLOCK
+    rows = rows[np.lexsort((pairs[rows, 1], pairs[rows, 0], block))]
+    ends = np.flatnonzero(np.diff(pairs[rows, 0]) | np.diff(pairs[rows, 1] // BLOCK)) + 1
+    yield from (part for part in np.split(rows, ends) if len(part))
+
+
+def _looked_at(load: Callable[[int], CopyFeatures], pairs: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of `pairs` and what a first look at them says; LOOKED queries against LOOKED references at a time."""
+    numbers, index = np.unique(pairs, return_inverse=True)
+    index = index.reshape(-1, 2)
+    tile = index // LOOKED
+    order = np.lexsort((tile[:, 1], tile[:, 0]))
+    held: dict[int, list[Sketch]] = {}
+
+    def sketches(n: int, other: int) -> list[Sketch]:
+        for old in set(held) - {n, other}:
+            del held[old]
+        if n not in held:
+            held[n] = [Sketch.of(load(int(number))) for number in numbers[n * LOOKED : (n + 1) * LOOKED]]
+        return held[n]
+
+    ends = np.flatnonzero(np.diff(tile[order], axis=0).any(1)) + 1
+    for rows in np.split(order, ends):
+        left, right = tile[rows[0]].tolist()
+        queries, refs = sketches(left, right), sketches(right, left)
+        local = index[rows] - np.array([left, right]) * LOOKED
+        for start in range(0, len(queries), LOOK_ROWS):
+            mine = (local[:, 0] >= start) & (local[:, 0] < start + LOOK_ROWS)
+            if mine.any():
+                looks = first_look(queries[start : start + LOOK_ROWS], refs).numpy()
+                yield rows[mine], looks[local[mine, 0] - start, local[mine, 1]]
 
 
 class _Held:
