@@ -93,7 +93,7 @@ def examine(query: CopyFeatures, ref: CopyFeatures, matches: Tensor) -> Evidence
     low, high = placement.common()
     x = shared_pictures(turn(query.pictures, orientation), turned_box(query.box, orientation), low, high)
     y = shared_pictures(ref.pictures, ref.box, placement.apply(low), placement.apply(high))
-    steps = (_step(query), _step(ref))
+    steps = (_step(query) or _step(ref) or 1.0, _step(ref) or _step(query) or 1.0)
     forward, backward = best_stretch(x, y, *steps), best_stretch(x, y.flip(0), *steps)
     if backward:
         backward = backward._replace(ref=(len(y) - backward.ref[1], len(y) - backward.ref[0]), reversed=True)
@@ -174,7 +174,7 @@ def score_pair(query: CopyFeatures, ref: CopyFeatures, matches: Tensor) -> PairS
     content = _content(evidence.content * (0.3 + 0.7 * evidence.placement.agreement) + 0.3 * max(0.0, likeness))
     stretch = _better(forward, backward)
     coverage = _coverage(query, ref, evidence, stretch)
-    moves = _moves(forward, backward)
+    moves = min(len(query.pictures), len(ref.pictures)) > 1 and _moves(forward, backward)
     order = 0.5
     if moves:
         shortest = min(LONG_ENOUGH, query.duration_seconds / 2, ref.duration_seconds / 2)
@@ -241,9 +241,9 @@ def _content(verified: float) -> float:
 
 
 def _step(video: CopyFeatures) -> float:
-    """Seconds between two pictures."""
+    """Seconds between two pictures; 0 where there is one."""
     times = video.picture_seconds
-    return float(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
+    return float(times[-1] - times[0]) / max(1, len(times) - 1)
 
 
 def _better(forward: Stretch | None, backward: Stretch | None) -> Stretch | None:
