@@ -380,7 +380,7 @@ def _looked_at(load: Callable[[int], CopyFeatures], pairs: np.ndarray) -> Iterat
         return held[n]
 
     ends = np.flatnonzero(np.diff(tile[order], axis=0).any(1)) + 1
-    for rows in np.split(order, ends):
+    for rows in filter(len, np.split(order, ends)):
         left, right = tile[rows[0]].tolist()
         queries, refs = sketches(left, right), sketches(right, left)
         local = index[rows] - np.array([left, right]) * LOOKED
