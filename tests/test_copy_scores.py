@@ -17,14 +17,18 @@ from vsim_fast.copies.scores import STILL_CONTENT, judge
 from vsim_fast.copy_reader import copy_settings, noise_for, read_copy_video
 from vsim_fast.encode import load_encoder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_for_all():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    """Features by name, each read when first asked for."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def videos(one_thread_for_all, tmp_path_factory):
+    """Features by name."""
     frames = scene(0)
     clips = {
         "scene": frames, "reversed": frames[::-1], "other": scene(1), "still": frames[:1] * 36,
@@ -33,12 +37,10 @@ def videos(tmp_path_factory):
     }  # fmt: skip
     folder, encoder = tmp_path_factory.mktemp("copies"), load_encoder("builtin", device="cpu")
     noise = noise_for(encoder)
-    found = {
+    return {
         name: read_copy_video(write(folder / f"{name}.mp4", clip), encoder, copy_settings(), noise).features
         for name, clip in clips.items()
     }
-    torch.set_num_threads(before)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -200,5 +202,23 @@ def test_pairs_in_any_order_and_blocks_give_the_same(table, videos, monkeypatch)
     assert done == sorted(done) and told[-1] == ("pairs", len(pairs), len(pairs))
 
 
-def test_no_pairs_give_nothing(videos):
-    assert list(score_pairs(list(videos.values()).__getitem__, np.zeros((0, 2), int))) == []
+def test_a_first_look_leaves_out_what_is_different_only(table, videos, monkeypatch):
+    names = ["scene", "other", "black", "part", "long"]
+    pairs = np.array(list(itertools.product(range(len(names)), repeat=2)))[::-1]
+    told = []
+    for tile, rows in ((1000, 64), (2, 1)):
+        monkeypatch.setattr(scores, "LOOKED", tile)
+        monkeypatch.setattr(scores, "LOOK_ROWS", rows)
+        found = dict(score_pairs(lambda n: videos[names[n]], pairs, look_first=True))
+        assert sorted(found) == list(range(len(pairs)))
+        for row, result in found.items():
+            full = table[tuple(names[n] for n in pairs[row])]
+            assert result.verdict == full.verdict and (full.verdict == "different" or result.score == full.score)
+        told.append([found[row].reason for row in sorted(found)])
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("look_first", [None, True])
+def test_no_pairs_give_nothing(videos, look_first):
+    load = list(videos.values()).__getitem__
+    assert list(score_pairs(load, np.zeros((0, 2), int), look_first=look_first)) == []
