@@ -31,7 +31,7 @@ VERDICTS = (
 )  # fmt: skip
 ALPHA = 0.3
 """Weight of the content in the score."""
-THRESHOLDS = {"score": 0.4, "content": 0.2, "order": 0.6, "coverage": 0.5}
+THRESHOLDS = {"score": 0.45, "content": 0.2, "order": 0.65, "coverage": 0.5}
 STILL_CONTENT = 0.5
 """Content that videos need where nothing moves that could confirm it."""
 LOOKED_AT = 0.06
