@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from vsim_fast.errors import CorruptVideo, UsageError
+from vsim_fast.copies import SIGNALS, PairScores
+from vsim_fast.deduplication import pairing, reading
+from vsim_fast.errors import CorruptVideo
 from vsim_fast.video import Sampling, open_video
 
 
@@ -60,8 +59,6 @@ def read_copy_video(path, encoder, settings, noise=None, *, decoder="auto", prog
 
 
 def score_pairs(load, pairs, *, progress=None):
-    from vsim_fast.copies import SIGNALS, PairScores
-
     for row, (query, ref) in enumerate(pairs.tolist()):
         a, b = load(query), load(ref)
         best, where = _best(a, b)
@@ -82,48 +79,7 @@ def _best(a, b):
 
 def use(monkeypatch):
     """Compare cheaply from here on."""
-    from vsim_fast.deduplication import pairing, reading
-
     monkeypatch.setattr(reading, "read_copy_video", read_copy_video)
     monkeypatch.setattr(reading, "CopyFeatures", CheapFeatures)
     monkeypatch.setattr(reading, "noise_for", lambda encoder, videos=(): CheapNoise(videos))
     monkeypatch.setattr(pairing, "score_pairs", score_pairs)
-
-
-class _PairScores(NamedTuple):
-    score: float
-    content: float
-    order: float
-    coverage: float
-    query_coverage: float
-    ref_coverage: float
-    orientation: str
-    verdict: str
-    duplicate: bool
-    reason: str
-    signals: dict
-    matches: list
-
-
-def _copy_settings(orientations="mirror"):
-    if orientations not in ("none", "mirror", "all"):
-        raise UsageError(f"orientations must be one of none, mirror, all, got {orientations!r}")
-    return {"orientations": orientations}
-
-
-def install():
-    """The names that the package takes from the true comparison, where that is not there."""
-    if "vsim_fast.copies" in sys.modules or find_spec("vsim_fast.copies"):
-        return
-    copies, reader = (ModuleType(f"vsim_fast.{name}") for name in ("copies", "copy_reader"))
-    signals = (
-        "semantic_baseline", "match", "temporal_derivative", "multiscale_derivative", "trajectory_stats",
-        "trajectory_dtw",
-    )  # fmt: skip
-    vars(copies).update(
-        SIGNALS=signals, VERSION=1, CopyFeatures=CheapFeatures, PairScores=_PairScores, score_pairs=score_pairs,
-        THRESHOLDS={"score": 0.85},
-    )  # fmt: skip
-    vars(reader).update(read_copy_video=read_copy_video, copy_settings=_copy_settings, Noise=CheapNoise, noise_for=None)
-    for module in (copies, reader):
-        sys.modules[module.__name__] = module

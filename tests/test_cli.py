@@ -17,8 +17,6 @@ from video.clips import encode as write_clip
 import vsim_fast
 from vsim_fast.cli import main
 
-cheap_copies.install()
-
 
 def run(capsys, *arguments):
     with pytest.raises(SystemExit) as end:

@@ -14,13 +14,11 @@ import numpy as np
 import pytest
 from motion_clips import write_variant
 
+from vsim_fast.copies import SIGNALS
+from vsim_fast.deduplication import DedupResult, dedup, pairing, reading
 from vsim_fast.encode import load_encoder
 from vsim_fast.errors import CorruptVideo, UsageError
 from vsim_fast.models import Scene
-
-cheap_copies.install()
-from vsim_fast.copies import SIGNALS  # noqa: E402
-from vsim_fast.deduplication import DedupResult, dedup, pairing, reading  # noqa: E402
 
 RATE, SECONDS = 12, 3
 

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from fractions import Fraction
 from pathlib import Path
 
-import cheap_copies
 import numpy as np
 import pytest
 from motion_clips import write_variant
 
+from vsim_fast.deduplication import dedup
 from vsim_fast.models import Scene
 
-cheap_copies.install()
-
-from vsim_fast.deduplication import dedup  # noqa: E402
-
 RATE, SECONDS = 12, 4
-pytestmark = pytest.mark.skipif(
-    sys.modules["vsim_fast.copies"].__spec__ is None, reason="the true comparison is not there"
-)
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,14 @@ import os
 import subprocess
 import sys
 
-import cheap_copies
 import numpy as np
 import pytest
 import torch
 
+from vsim_fast import feature_store as module
+from vsim_fast.copies import SIGNALS, PairScores
 from vsim_fast.errors import OutputError
-
-cheap_copies.install()
-from vsim_fast import feature_store as module  # noqa: E402
-from vsim_fast.copies import SIGNALS, PairScores  # noqa: E402
-from vsim_fast.feature_store import DamagedFeatures, FeatureStore, content_key  # noqa: E402
+from vsim_fast.feature_store import DamagedFeatures, FeatureStore, content_key
 
 MIB = 1 << 20
 
@@ -172,7 +169,7 @@ def test_nothing_is_half_written(store, monkeypatch):
 
 def test_a_killed_run_leaves_no_lock(tmp_path):
     script = (
-        "import sys, os; sys.path[:0] = sys.argv[2:]; import cheap_copies; cheap_copies.install()\n"
+        "import sys, os; sys.path[:0] = sys.argv[2:]\n"
         "from vsim_fast.feature_store import FeatureStore\n"
         "store = FeatureStore(sys.argv[1]); os.kill(os.getpid(), 9)"
     )

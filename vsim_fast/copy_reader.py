@@ -34,7 +34,7 @@ from vsim_fast.copies.noise import noise_pictures
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import CorruptVideo, UsageError
 from vsim_fast.frame_encoder import attention_centroids, frame_embeddings
-from vsim_fast.ops import QuantizedTokens, quantize_tokens
+from vsim_fast.ops import QuantizedTokens, best_cosines, quantize_tokens
 from vsim_fast.pipeline import Timings, encode_video
 from vsim_fast.records import VideoInfo, frames_in_memory
 from vsim_fast.report import thumbnail
@@ -47,7 +47,7 @@ LEAST_FRAMES, MOST_FRAMES = 8, 60
 THUMBNAIL_WIDTH = 160
 NOISE_TOKENS = 96
 SAME = 0.8
-"""Mean best cosine of a frame's patches from which the noise set shows the frame itself."""
+"""Mean best cosine of a frame's patches in one picture from which that picture shows the frame itself."""
 
 
 class Progress(Protocol):
@@ -77,9 +77,11 @@ class Noise:
     """[N, K, D'], of N pictures."""
 
     def overlap(self, features: CopyFeatures) -> bool:
-        """Whether a video is shown by one of the pictures: its patches match there almost exactly."""
-        best = background(features.tokens, self.tokens, neighbours=1).float()
-        return bool(((best * features.weights.float()).sum(1) / len(SCALES) > SAME).any())
+        """Whether one of the pictures shows a frame of the video: its patches match there almost exactly."""
+        tokens, weights = _strongest(features)
+        best = best_cosines(tokens, self.tokens).a_in_b  # [F, N, K]
+        weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-6)  # a featureless frame is shown by none
+        return bool(((best * weights[:, None]).sum(2) > SAME).any())
 
 
 def copy_settings(orientations: str = "mirror") -> dict[str, Any]:
@@ -97,14 +99,20 @@ def copy_settings(orientations: str = "mirror") -> dict[str, Any]:
 def noise_for(encoder: Encoder, videos: Sequence[CopyVideo] = ()) -> Noise:
     """The noise set: generated pictures, or frames of the given videos, which must not be among those compared."""
     if videos:
-        columns = zip(*(video.features.tokens for video in videos), strict=True)
-        return Noise(QuantizedTokens(*(torch.cat([x[:, :NOISE_TOKENS] for x in column]) for column in columns)))
+        columns = zip(*(_strongest(video.features)[0] for video in videos), strict=True)
+        return Noise(QuantizedTokens(*(torch.cat(column) for column in columns)))
     with torch.inference_mode():
         pixels = encoder.pixels(frames_in_memory(noise_pictures()))
         patches = encoder.forward_in_batches(pixels).patches
-        energy = patch_energy(pixels, encoder.grid)
+        energy = patch_energy(shown_pixels(encoder, pixels), encoder.grid)
         tokens, _, _ = select_tokens(patches, energy, patch_places(encoder.grid), NOISE_TOKENS)
     return Noise(quantize_tokens(tokens.cpu()))
+
+
+def _strongest(features: CopyFeatures) -> tuple[QuantizedTokens, Tensor]:
+    """What the noise set keeps of a video: the first tokens of whole frames, [F, K, D'], and their weights [F, K]."""
+    count = min(NOISE_TOKENS, int((features.scales == 0).sum()))
+    return QuantizedTokens(*(x[:, :count] for x in features.tokens)), features.weights[:, :count].float()
 
 
 def content_frames(pictures: int, seconds: float) -> Tensor:

@@ -114,9 +114,9 @@ def _query(video: CopyFeatures) -> _Frames:
 
 def _query_tokens(video: CopyFeatures) -> tuple[Tensor, list[int]]:
     """Which of a frame's tokens a query is compared by, and how many of each size."""
-    sizes = video.scales.long().bincount(minlength=len(SCALES)).tolist()
+    sizes, turned = (x.long().bincount(minlength=len(SCALES)).tolist() for x in (video.scales, video.turned_scales))
     share = sizes[0] / SCALES[0][1]  # grids of other than 16 × 16 patches keep more, or fewer
-    counts = [min(sizes[number], max(1, round(count * share))) for number, count in QUERY_SCALES]
+    counts = [turned[n] or min(sizes[n], max(1, round(count * share))) for n, count in QUERY_SCALES]
     starts = [sum(sizes[:number]) for number, _ in QUERY_SCALES]
     return torch.cat([start + torch.arange(n) for start, n in zip(starts, counts, strict=True)]), counts
 

@@ -26,7 +26,7 @@ QUERY_SCALES = ((0, 96), (2, 48))
 QUERY_FRAMES = 5
 """Content frames that a query is compared by, evenly spaced, if it has no more than 8; see `query_frames`."""
 FLAT = 0.006
-"""Mean gradient, of luma 0..1 per pixel, below which patches count less: they match everything."""
+"""Mean gradient, of luma 0..1 per two pixels, below which patches count less: they match everything."""
 PICTURE = 56
 """Pixels a side of the small pictures."""
 LUMA = (0.299, 0.587, 0.114)
@@ -168,7 +168,7 @@ def turned_box(box: Tensor, orientation: int) -> Tensor:
 
 
 def patch_energy(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """float32 [B, P], mean gradient magnitude of luma in each patch of RGB pixels [B, 3, H, W]."""
+    """float32 [B, P], mean gradient of luma, per two pixels, in each patch of RGB pixels [B, 3, H, W]."""
     grey = F.avg_pool2d(luma(pixels)[:, None], 2)
     along_x = F.pad(grey, (1, 1, 0, 0), mode="replicate")
     along_y = F.pad(grey, (0, 0, 1, 1), mode="replicate")

@@ -25,13 +25,15 @@ LEAST_SECONDS = 0.5
 """Stretches shorter than this say nothing, unless a video is not longer."""
 REFINED = 64
 """Lines whose correlation is computed exactly."""
+OUTSIDE = -2.0
+"""Gain where a line has left the matrix: less than any inside, no more than float32 sums of thousands can bear."""
 
 
 class Stretch(NamedTuple):
     """A line through two videos, and how alike they are along it."""
 
     speed: float
-    """Of the reference beside the query: 2 is twice as fast."""
+    """Seconds of the reference in one of the query: at 2 the query shows everything twice as fast."""
     query: tuple[int, int]
     """First picture, and the one after the last."""
     ref: tuple[int, int]
@@ -73,6 +75,8 @@ def best_stretch(x: Tensor, y: Tensor, x_seconds: float, y_seconds: float) -> St
 
     Args:
         x, y: of `shared_pictures`, [Tx, D] and [Ty, D].  x_seconds, y_seconds: between two pictures.
+    Returns:
+        None where no stretch of LEAST_SECONDS is more alike than SAME_PICTURE.
     """
     likeness = F.normalize(x, dim=1) @ F.normalize(y, dim=1).T
     moved_x, moved_y = _moving(x, x_seconds), _moving(y, y_seconds)
@@ -92,7 +96,7 @@ def best_stretch(x: Tensor, y: Tensor, x_seconds: float, y_seconds: float) -> St
             (float(rank[k]), speed, slope, int(lines.offsets[k]), int(first[k]), int(last[k])) for k in top.tolist()
         ]
     least = min(max(2, round(LEAST_SECONDS / x_seconds)), len(x), len(y))
-    best, best_rank = None, -1.0
+    best, best_rank = None, 0.0
     for _, speed, slope, offset, first, last in sorted(candidates, reverse=True)[:REFINED]:
         i = torch.arange(first, last)
         j = offset + (slope * i).round().long()
@@ -119,8 +123,9 @@ class _Lines:
 
     def __init__(self, matrix: Tensor, slope: float):
         rows, columns = matrix.shape
-        self.offsets = torch.arange(-round(slope * (rows - 1)), columns)
-        self.index = self.offsets + (slope * torch.arange(rows)).round().long()[:, None]  # [Tx, L]
+        steps = (slope * torch.arange(rows)).round().long()
+        self.offsets = torch.arange(-int(steps[-1]), columns)  # from the same rounding, so that no line is all outside
+        self.index = self.offsets + steps[:, None]  # [Tx, L]
         self.inside = (self.index >= 0) & (self.index < columns)
         self.index = self.index.clamp(0, columns - 1)
 
@@ -129,8 +134,8 @@ class _Lines:
 
     def segments(self, gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The run of each line with the largest sum of `gain`: first row, row after the last, sum; [L] each."""
-        outside = torch.where(self.inside, gain.gather(1, self.index), torch.full((), -1e3))
-        total = F.pad(outside.cumsum(0), (0, 0, 1, 0))  # [Tx + 1, L]
+        inside = torch.where(self.inside, gain.gather(1, self.index), torch.full((), OUTSIDE))
+        total = F.pad(inside.cumsum(0), (0, 0, 1, 0))  # [Tx + 1, L]
         least, first = total[:-1].cummin(0)
         support, last = (total[1:] - least).max(0)
         return first.gather(0, last[None])[0], last + 1, support

@@ -93,7 +93,7 @@ def examine(query: CopyFeatures, ref: CopyFeatures, matches: Tensor) -> Evidence
     low, high = placement.common()
     x = shared_pictures(turn(query.pictures, orientation), turned_box(query.box, orientation), low, high)
     y = shared_pictures(ref.pictures, ref.box, placement.apply(low), placement.apply(high))
-    steps = (_step(query), _step(ref))
+    steps = (_step(query) or _step(ref) or 1.0, _step(ref) or _step(query) or 1.0)
     forward, backward = best_stretch(x, y, *steps), best_stretch(x, y.flip(0), *steps)
     if backward:
         backward = backward._replace(ref=(len(y) - backward.ref[1], len(y) - backward.ref[0]), reversed=True)
@@ -165,8 +165,8 @@ def different(raw: float) -> PairScores:
 
 def score_pair(query: CopyFeatures, ref: CopyFeatures, matches: Tensor) -> PairScores:
     """All scores of two videos.  Args: matches: of `frame_matches`."""
-    raw = float(content_scores(matches).max())
-    if raw < LOOKED_AT or query.blank or ref.blank:
+    raw = 0.0 if query.blank or ref.blank else float(content_scores(matches).max())
+    if raw < LOOKED_AT:
         return different(raw)
     evidence = examine(query, ref, matches)
     forward, backward = evidence.forward, evidence.backward
@@ -174,7 +174,7 @@ def score_pair(query: CopyFeatures, ref: CopyFeatures, matches: Tensor) -> PairS
     content = _content(evidence.content * (0.3 + 0.7 * evidence.placement.agreement) + 0.3 * max(0.0, likeness))
     stretch = _better(forward, backward)
     coverage = _coverage(query, ref, evidence, stretch)
-    moves = _moves(forward, backward)
+    moves = min(len(query.pictures), len(ref.pictures)) > 1 and _moves(forward, backward)
     order = 0.5
     if moves:
         shortest = min(LONG_ENOUGH, query.duration_seconds / 2, ref.duration_seconds / 2)
@@ -220,7 +220,7 @@ def signals(query: CopyFeatures, ref: CopyFeatures, forward: Stretch | None) -> 
     values = dict.fromkeys(SIGNALS, math.nan)
     x, y = query.embeddings.float(), ref.embeddings.float()
     values["semantic_baseline"] = float(F.cosine_similarity(x.mean(0), y.mean(0), dim=0))
-    values["match"] = max(0.0, forward.motion) if forward else 0.0
+    values["match"] = min(1.0, max(0.0, forward.motion)) if forward else 0.0
     if min(len(x), len(y)) < 3:  # nothing that could move
         return values
     for name, fingerprint in (
@@ -241,9 +241,9 @@ def _content(verified: float) -> float:
 
 
 def _step(video: CopyFeatures) -> float:
-    """Seconds between two pictures."""
+    """Seconds between two pictures; 0 where there is one."""
     times = video.picture_seconds
-    return float(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
+    return float(times[-1] - times[0]) / max(1, len(times) - 1)
 
 
 def _better(forward: Stretch | None, backward: Stretch | None) -> Stretch | None:
@@ -380,7 +380,7 @@ def _looked_at(load: Callable[[int], CopyFeatures], pairs: np.ndarray) -> Iterat
         return held[n]
 
     ends = np.flatnonzero(np.diff(tile[order], axis=0).any(1)) + 1
-    for rows in np.split(order, ends):
+    for rows in filter(len, np.split(order, ends)):
         left, right = tile[rows[0]].tolist()
         queries, refs = sketches(left, right), sketches(right, left)
         local = index[rows] - np.array([left, right]) * LOOKED
