@@ -7,8 +7,7 @@ the lower of its similarities of either pattern to its second draw and its simil
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +23,7 @@ from vsim_fast.fingerprints import (
     TemporalDerivativeFingerprint,
     TrajectoryFingerprint,
 )
+from vsim_fast.ops._threads import one_thread
 
 PATTERNS = (
     "linear_lr", "linear_rl", "linear_tb", "circular_cw", "circular_ccw", "zigzag", "stationary", "random_walk",
@@ -171,7 +171,7 @@ def run_motion_study(
     trial = _Trial(compat)
     pairs = [pair for _, a, b in HYPOTHESES.values() for pair in ((a, a), (b, b), (a, b))]
     found: dict[str, list[list[float]]] = {score: [] for score in trial.scores}  # [seeds][3 per hypothesis]
-    with _one_thread():
+    with one_thread():
         for seed in range(seeds):
             names = PATTERNS if seed == 0 else COMPARED
             first, second = (trial.draw(names, seed, draw, noise, embedding_noise) for draw in (0, 1))
@@ -232,17 +232,6 @@ class _Trial:
             name: self._describe(paths[name], path_embeddings(paths[name], embedding_noise, generator, corners))
             for name in names
         }
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Work this small loses more by waking threads than it gains, by far on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _separation(hypothesis: str, score: str, similarities: Tensor) -> Separation:

@@ -22,6 +22,7 @@ from vsim_fast.fingerprints import (
     TemporalDerivativeFingerprint,
     TrajectoryFingerprint,
 )
+from vsim_fast.ops._threads import one_thread
 
 SIGNALS = (
     "semantic_baseline", "match", "temporal_derivative", "multiscale_derivative", "trajectory_stats", "trajectory_dtw",
@@ -45,6 +46,8 @@ NEAR_BEST = 0.05
 MOVING, MOVING_ALONE = 0.02, 0.1
 """Energy of change from which both videos move; and from which one of them does beyond doubt, noise or not."""
 COST_FLOOR = 0.03
+PALINDROME = 0.95
+"""Correlation both ways from which a video looks the same backwards."""
 LONG_ENOUGH = 2.0
 """Seconds of a stretch from which its correlation counts in full, or half of the shorter video if that is less."""
 EXPLAINED = 0.5
@@ -174,11 +177,14 @@ def score_pair(query: CopyFeatures, ref: CopyFeatures, matches: Tensor) -> PairS
     content = _content(evidence.content * (0.3 + 0.7 * evidence.placement.agreement) + 0.3 * max(0.0, likeness))
     stretch = _better(forward, backward)
     coverage = _coverage(query, ref, evidence, stretch)
-    moves = min(len(query.pictures), len(ref.pictures)) > 1 and _moves(forward, backward)
+    shortest = min(LONG_ENOUGH, query.duration_seconds / 2, ref.duration_seconds / 2)
+    trusted = [_trusted(s, _step(query), shortest) for s in (forward, backward)]
+    # No stretch at all: the patches are the same, the pictures are not. That is no order that cannot be told.
+    moves = min(len(query.pictures), len(ref.pictures)) > 1 and (stretch is None or _moves(forward, backward))
+    moves = moves and min(trusted) < PALINDROME
     order = 0.5
     if moves:
-        shortest = min(LONG_ENOUGH, query.duration_seconds / 2, ref.duration_seconds / 2)
-        order = _order(*(_trusted(s, _step(query), shortest) for s in (forward, backward)))
+        order = _order(*trusted)
         whole = max(part / all_ for part, all_ in zip(coverage, evidence.explained, strict=True) if all_)
         if order > 0.5 and stretch is forward:  # most of what is alike must lie on the one line
             order = 0.5 + (order - 0.5) * min(1.0, whole / 0.7)
@@ -352,7 +358,9 @@ def score_pairs(
         for part in _parts(pairs, rows[~unlike]):
             query, refs = videos[int(pairs[part[0], 0])], [videos[n] for n in pairs[part, 1].tolist()]
             for row, ref, matches in zip(part.tolist(), refs, frame_matches([query], refs)[0], strict=True):
-                yield row, score_pair(query, ref, matches)
+                with one_thread():
+                    scores = score_pair(query, ref, matches)
+                yield row, scores
             told(len(part))
 
 
