@@ -155,7 +155,7 @@ def test_scores_say_what_they_mean(tmp_path):
     text, _ = write(tmp_path, make_page(groups=[ReviewGroup(ReviewMember(make_video(0), True, ""), [member], 0.9)]))
     assert words(text, "value") == ["–", "0.20", "0.70"]
     assert words(text, "words") == [
-        "not computed", "not in the same order · below 0.45", "70 % of this, 99 % of that · passes 0.70",
+        "not computed", "in reversed order · below 0.45", "70 % of this, 99 % of that · passes 0.70",
     ]  # fmt: skip
     assert re.findall(r'class="amount" y="2" width="([\d.]+)"', text) == ["0.0", "20.0", "70.0"]
     assert re.findall(r'class="limit" x1="([\d.]+)"', text) == ["60.0", "45.0", "70.0"]
@@ -307,3 +307,19 @@ def test_byte_identical_files_share_a_key_and_differ_by_path(tmp_path):
 def test_importing_the_pages_is_light():
     code = "import sys, vsim_fast.report; print([m for m in ('matplotlib', 'jinja2', 'PIL') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "order", "coverage"),
+    [
+        ({"order": 0.5}, "no order in common · below 0.60", "99 % of this, 98 % of that · passes 0.50"),
+        ({"order": 0.1}, "in reversed order · below 0.60", "99 % of this, 98 % of that · passes 0.50"),
+        ({"order": 0.9, "ref_coverage": 0.03}, "in the same order · passes 0.60",
+         "99 % of this, 3 % of that · one is below 0.50"),
+    ],
+)  # fmt: skip
+def test_a_part_and_a_still_are_told_in_words(tmp_path, changes, order, coverage):
+    member = make_member(make_video(1), **({"query_coverage": 0.99, "ref_coverage": 0.98, "coverage": 0.99} | changes))
+    page = make_page(groups=[ReviewGroup(ReviewMember(make_video(0), True, ""), [member], 0.9)])
+    text, _ = write(tmp_path, dataclasses.replace(page, thresholds={"order": 0.6, "coverage": 0.5}))
+    assert words(text, "words")[1:] == [order, coverage]

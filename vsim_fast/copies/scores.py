@@ -35,6 +35,9 @@ ALPHA = 0.3
 THRESHOLDS = {"score": 0.45, "content": 0.2, "order": 0.65, "coverage": 0.5}
 STILL_CONTENT = 0.5
 """Content that videos need where nothing moves that could confirm it."""
+STILL_AGREEMENT, STILL_COVERAGE = 0.5, 0.8
+"""Then their patches must lie alike, too (other words on a like background do not), and what they share must be nearly
+all of both: behind a title card that two videos share anything may follow."""
 LOOKED_AT = 0.06
 """Raw content from which a pair is examined; unrelated videos rarely reach it."""
 MIDDLE, SLOPE = 0.2, 0.04
@@ -76,6 +79,8 @@ class Evidence(NamedTuple):
     backward: Stretch | None
     explained: tuple[float, float]
     """Share of the query's and of the reference's content frames that are found in the other, in any order."""
+    still: bool
+    """Nothing moves in either, from beginning to end: any line through them is as good as another."""
 
 
 def examine(query: CopyFeatures, ref: CopyFeatures, matches: Tensor) -> Evidence:
@@ -102,7 +107,8 @@ def examine(query: CopyFeatures, ref: CopyFeatures, matches: Tensor) -> Evidence
         backward = backward._replace(ref=(len(y) - backward.ref[1], len(y) - backward.ref[0]), reversed=True)
     found = matches[o] >= EXPLAINED * matches[o].max()
     explained = (float(found.any(1).float().mean()), float(found.any(0).float().mean()))
-    return Evidence(float(raw[o]), orientation, placement, forward, backward, explained)
+    still = max(_energy(x, query.featureless), _energy(y, ref.featureless)) < MOVING
+    return Evidence(float(raw[o]), orientation, placement, forward, backward, explained, still)
 
 
 def _placement(
@@ -189,15 +195,22 @@ def score_pair(query: CopyFeatures, ref: CopyFeatures, matches: Tensor) -> PairS
         if order > 0.5 and stretch is forward:  # most of what is alike must lie on the one line
             order = 0.5 + (order - 0.5) * min(1.0, whole / 0.7)
     score = ALPHA * content + (1 - ALPHA) * max(0.0, 2 * order - 1) if moves else content
-    verdict, duplicate, reason = judge(score, content, order if moves else None, coverage)
+    agreement = evidence.placement.agreement
+    verdict, duplicate, reason = judge(score, content, order if moves else None, coverage, agreement)
     return PairScores(
         score, content, order, max(coverage), *coverage, ORIENTATIONS[evidence.orientation], verdict, duplicate, reason,
         signals(query, ref, forward), _matches(query, ref, stretch),
     )  # fmt: skip
 
 
-def judge(score: float, content: float, order: float | None, coverage: tuple[float, float]) -> tuple[str, bool, str]:
-    """One of VERDICTS, whether the pair are duplicates, and why.  Args: order: None where nothing moves."""
+def judge(
+    score: float, content: float, order: float | None, coverage: tuple[float, float], agreement: float
+) -> tuple[str, bool, str]:
+    """One of VERDICTS, whether the pair are duplicates, and why.
+
+    Args:
+        order: None where nothing moves in what they share.  agreement: of the `Placement`.
+    """
     limits = THRESHOLDS
     shown = f"content {content:.2f}"
     if content < limits["content"]:
@@ -205,19 +218,22 @@ def judge(score: float, content: float, order: float | None, coverage: tuple[flo
     if order is None:
         if content < STILL_CONTENT:
             return "different", False, f"{shown} < {STILL_CONTENT:g}, and nothing moves that could confirm it"
+        if agreement < STILL_AGREEMENT:
+            why = f"{agreement:.0%} of it in the same places, and nothing moves that could confirm it"
+            return "different", False, f"{shown}, but only {why}"
     elif order < 1 - limits["order"]:
         return "same content, other order", False, f"{shown}, but it runs backwards: order {order:.2f}"
     elif order < limits["order"] or score < limits["score"]:
         why = f"order {order:.2f}, score {score:.2f} (at least {limits['order']:g} and {limits['score']:g})"
         if content < STILL_CONTENT:
             return "different", False, f"{shown}, but {why}"
-        return "same scene, other time", False, f"{shown}, but what moves is not the same: {why}"
-    moving = "nothing moves, content alone counts" if order is None else f"order {order:.2f}"
+        return "same scene, other time", False, f"{shown}, but the motion does not fit: {why}"
+    moving = "nothing moves in the shared part" if order is None else f"order {order:.2f}"
     covered = f"{shown}, {moving}, {coverage[0]:.0%} of the one and {coverage[1]:.0%} of the other"
-    if min(coverage) >= limits["coverage"]:
+    if min(coverage) >= (STILL_COVERAGE if order is None else limits["coverage"]):
         return "duplicate", True, f"score {score:.2f} >= {limits['score']:g}: {covered}"
-    if max(coverage) >= limits["coverage"]:
-        return "contains", False, f"the longer holds the shorter: {covered}"
+    if max(coverage) >= limits["coverage"] > min(coverage):
+        return "contains", False, f"most of the one is a part of the other: {covered}"
     return "shares a part", False, f"they have a part in common: {covered}"
 
 
@@ -268,6 +284,12 @@ def _moves(*stretches: Stretch | None) -> bool:
     return any(min(pair) >= MOVING or max(pair) >= MOVING_ALONE for pair in energies)
 
 
+def _energy(pictures: Tensor, featureless: Tensor) -> float:
+    """Root mean square of what changes in a whole video, of `shared_pictures`."""
+    shown = pictures[~featureless]
+    return float((shown - shown.mean(0)).square().mean().sqrt()) if len(shown) else 0.0
+
+
 def _trusted(stretch: Stretch | None, step: float, shortest: float) -> float:
     """Correlation of what changes, less where the stretch is short."""
     if stretch is None:
@@ -286,7 +308,7 @@ def _coverage(
     query: CopyFeatures, ref: CopyFeatures, evidence: Evidence, stretch: Stretch | None
 ) -> tuple[float, float]:
     """Shares of the frames that show something."""
-    if stretch is None:
+    if stretch is None or evidence.still:
         return evidence.explained
     return tuple(
         float(shown[first:last].float().sum() / shown.sum().clamp_min(1))

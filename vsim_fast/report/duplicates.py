@@ -245,22 +245,24 @@ def _spread(items: Sequence[Any], count: int) -> list[Any]:
 
 def _pair_view(number: int, member: ReviewMember, reference: ReviewVideo, thresholds: Mapping[str, float]) -> dict:
     query = member.video
-    explained = ""
-    if member.query_coverage is not None and member.ref_coverage is not None:
-        explained = f"{_percent(member.query_coverage)} of this, {_percent(member.ref_coverage)} of that"
+    parts = [part for part in (member.query_coverage, member.ref_coverage) if part is not None]
+    explained = f"{_percent(parts[0])} of this, {_percent(parts[1])} of that" if len(parts) == 2 else ""
+    backwards = (_known(member.order) or 0.5) <= 1 - thresholds.get("order", 0.5)
     words = {
         "content": ("the same pictures", "the pictures differ"),
-        "order": ("in the same order", "not in the same order"),
+        "order": ("in the same order", "in reversed order" if backwards else "no order in common"),
         "coverage": (explained, explained),
     }
     scores = []
     for name, (high, low) in words.items():
         value, threshold = _known(getattr(member, name)), thresholds.get(name)
-        passes = value is not None and (threshold is None or value >= threshold)
+        deciding = min(parts) if name == "coverage" and parts else value  # a duplicate needs enough of both
+        passes = value is not None and (threshold is None or deciding >= threshold)
+        judged = "passes" if passes else "below" if value is None or value < threshold else "one is below"
         scores.append(
             {
                 "name": name, "value": value, "width": 100 * _unit(value), "threshold": threshold, "passes": passes,
-                "words": "not computed" if value is None else high if passes else low,
+                "words": "not computed" if value is None else high if passes else low, "judged": judged,
             }
         )  # fmt: skip
     return {
@@ -388,7 +390,8 @@ def _verdict(page: ReviewPage) -> str:
 
 def _thresholds(thresholds: Mapping[str, float]) -> str:
     """One clause, such as "content at least 0.60, order at least 0.40"."""
-    return ", ".join(f"{name} at least {value:.2f}" for name, value in thresholds.items())
+    of = {"coverage": " of both"}
+    return ", ".join(f"{name}{of.get(name, '')} at least {value:.2f}" for name, value in thresholds.items())
 
 
 def _counted(count: int, noun: str) -> str:
