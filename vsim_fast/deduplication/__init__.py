@@ -102,6 +102,7 @@ def dedup(
         raise UsageError(f"min_score must be in 0..1, got {min_score}")
     settings = copy_settings(orientations)
     decided = read_decisions(decisions, output_dir)
+    _require_apart([*paths, *(against or ())], output_dir)
     with timings.stage("find"):
         sets = [paths] if against is None else [paths, against]
         found = find_videos(*sets, exclude=[] if output_dir is None else [output_dir])
@@ -160,6 +161,16 @@ def dedup(
                 result = _timed(result, timings, started)
                 write_text(out.file(SUMMARY), result.model_dump_json(indent=2))
     return _timed(result, timings, started)
+
+
+def _require_apart(paths: Sequence[str | Path], output_dir: str | Path | None) -> None:
+    """The output folder is not searched for videos, so that no folder to search may be it or lie below it."""
+    for path in map(Path, paths) if output_dir is not None else ():
+        if path.is_dir() and Path(output_dir).resolve() in (path.resolve(), *path.resolve().parents):
+            raise UsageError(
+                f"output_dir {path_id(output_dir)} holds videos to compare, and the output folder is not searched: "
+                f"choose another, such as {path_id(Path(output_dir) / 'results')}"
+            )
 
 
 def _not_read(found: Inputs) -> list[File]:

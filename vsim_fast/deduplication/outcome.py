@@ -61,6 +61,9 @@ def describe(compared: Compared, table: PairTable, group: Found, kept: set[int],
     """The members with what to keep; of copies of references (`keeping` False) nothing is suggested."""
     everyone = sorted([group.medoid, *group.members])  # of equals the first file is kept
     best, reasons = keep_order([_quality(compared.file(n), n in kept) for n in everyone])
+    for i, n in enumerate(everyone):
+        if i != best and compared.file(n).key == compared.file(everyone[best]).key:
+            reasons[i] = "the same bytes as the one to keep"
     about = {n: (n == everyone[best] or n in kept, reasons[i]) for i, n in enumerate(everyone)}
     out = []
     for n in (group.medoid, *group.members):
