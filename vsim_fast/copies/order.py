@@ -90,7 +90,7 @@ def best_stretch(x: Tensor, y: Tensor, x_seconds: float, y_seconds: float) -> St
         a, b = lines.sums(motion, first, last), lines.sums(power_x[:, None].expand_as(motion), first, last)
         c = lines.sums(power_y.expand_as(motion), first, last)
         moving = a / (b * c).sqrt().clamp_min(1e-6)
-        rank = support * (0.25 + moving.clamp_min(0))
+        rank = support * min(1.0, slope) * (0.25 + moving.clamp_min(0))  # as long as seen from either side
         top = rank.topk(min(REFINED, len(rank))).indices
         candidates += [
             (float(rank[k]), speed, slope, int(lines.offsets[k]), int(first[k]), int(last[k])) for k in top.tolist()
@@ -102,8 +102,10 @@ def best_stretch(x: Tensor, y: Tensor, x_seconds: float, y_seconds: float) -> St
         j = offset + (slope * i).round().long()
         if len(i) < least:
             continue
-        stretch = _exact(x, y, likeness, i, j, speed)
-        rank = len(i) * (likeness[i, j].mean() - SAME_PICTURE).item() * (0.25 + max(0, stretch.motion))
+        stretch = _exact(x, y, likeness, i, j, speed, slope, offset)
+        rank = (
+            len(i) * min(1.0, slope) * (likeness[i, j].mean() - SAME_PICTURE).item() * (0.25 + max(0, stretch.motion))
+        )
         if rank > best_rank:
             best, best_rank = stretch, rank
     return best
@@ -145,9 +147,14 @@ class _Lines:
         return total.gather(0, last[None])[0] - total.gather(0, first[None])[0]
 
 
-def _exact(x: Tensor, y: Tensor, likeness: Tensor, i: Tensor, j: Tensor, speed: float) -> Stretch:
-    a, b = x[i], y[j]
+def _exact(
+    x: Tensor, y: Tensor, likeness: Tensor, i: Tensor, j: Tensor, speed: float, slope: float, offset: int
+) -> Stretch:
     like = likeness[i, j]
+    a, b = x[i], y[j]
+    if slope < 1:  # a picture of y stands beside several of x, of which one was taken at its time
+        once = torch.arange(int(j[0]), int(j[-1]) + 1)
+        a, b = x[((once - offset) / slope).round().long().clamp(int(i[0]), int(i[-1]))], y[once]
     a, b = a - a.mean(0), b - b.mean(0)
     power_a, power_b = a.square().sum(), b.square().sum()
     motion = float((a * b).sum() / (power_a * power_b).sqrt().clamp_min(1e-9))
