@@ -28,6 +28,10 @@ class CheapFeatures:
         return cls(**tensors)
 
     @property
+    def box(self):
+        return torch.tensor([0.0, 0.0, 1.0, 1.0])
+
+    @property
     def blank(self):
         return bool(self.pictures.std(1).max() < 0.01)
 

@@ -81,11 +81,11 @@ def groups(count: int, pairs: np.ndarray, scores: np.ndarray, apart: Collection[
 
 @dataclass(frozen=True)
 class Quality:
-    """What the choice of the video to keep rests on. Bars and enlarged pictures are not looked for: a blown-up copy
-    has more pixels, and wins by them."""
+    """What the choice of the video to keep rests on. Enlarged pictures are not looked for: a blown-up copy has
+    more pixels, and wins by them."""
 
     width: int
-    """Pixels as displayed."""
+    """Pixels as displayed, without bars."""
     height: int
     codec: str
     bit_rate: float

@@ -75,8 +75,9 @@ def describe(compared: Compared, table: PairTable, group: Found, kept: set[int],
 
 def _quality(file: File, kept: bool) -> Quality:
     return Quality(
-        file.width, file.height, file.codec, file.bit_rate or 0, file.duration_seconds, file.size_bytes, kept
-    )
+        file.picture_width, file.picture_height, file.codec, file.bit_rate or 0, file.duration_seconds,
+        file.size_bytes, kept,
+    )  # fmt: skip
 
 
 def as_group(members: Sequence[Described]) -> DuplicateGroup:

@@ -83,7 +83,8 @@ class Reader:
             raise UsageError(f"noise must not be among the videos compared: {path_id(path)} is shown in {names}")
         height, width = video.info.display_size
         facts = {
-            "width": width, "height": height, "duration_seconds": round(video.info.duration_seconds, 6),
+            "width": width, "height": height, "picture": _between_bars(video.features, width, height),
+            "duration_seconds": round(video.info.duration_seconds, 6),
             "fps": video.info.average_fps, "codec": video.info.codec, "decoder": video.report.backend,
             "frame_seconds": video.features.frame_seconds.tolist(), "blank": video.features.blank,
             "lost": video.report.lost, "notes": list(video.notes),
@@ -108,6 +109,12 @@ class Reader:
             self.store.notes.append(f"{error}; made again")
             self.read(path, key)
             return self.store.thumbnails(key, self.hash)
+
+
+def _between_bars(features: CopyFeatures, width: int, height: int) -> list[int]:
+    """Width and height of the picture without its bars."""
+    top, left, bottom, right = features.box.tolist()
+    return [round((right - left) * width), round((bottom - top) * height)]
 
 
 class _Changed(CorruptVideo):
@@ -150,9 +157,11 @@ def _read_one(reader: Reader, path: str, retry_failed: bool) -> File:
 def _file(path: str, key: str, facts: Mapping[str, Any], *, computed: bool) -> File:
     size = os.stat(path).st_size
     seconds = facts["duration_seconds"]
+    picture_width, picture_height = facts["picture"]
     known = {name: facts[name] for name in ("width", "height", "duration_seconds", "fps", "codec", "decoder", "notes")}
     return File(
         path=path_id(path), key=key, computed=computed, **known, size_bytes=size,
+        picture_width=picture_width, picture_height=picture_height,
         bit_rate=round(size * 8 / seconds) if seconds > 0 else None, lost_frames=facts["lost"],
         **({"status": "blank", "reason": "black or featureless throughout"} if facts["blank"] else {"status": "ok"}),
     )  # fmt: skip

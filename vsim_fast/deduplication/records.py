@@ -30,6 +30,9 @@ class File(BaseModel):
     width: int | None = None
     """As displayed."""
     height: int | None = None
+    picture_width: int | None = None
+    """Without constant bars."""
+    picture_height: int | None = None
     duration_seconds: float | None = None
     fps: float | None = None
     codec: str | None = None
