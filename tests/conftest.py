@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,11 @@ os.environ.setdefault("PYTHONSAFEPATH", "1")  # child processes import the insta
 
 MEDIA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+
+BROWSER_ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 
 def _has_playwright() -> bool:
@@ -101,3 +107,14 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def media() -> Path:
     """Folder of the real clips; use with the mark `real_media`."""
     return MEDIA
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium; for tests marked `needs_browser`."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_ARGUMENTS)
+        yield browser
+        browser.close()

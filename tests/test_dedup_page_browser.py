@@ -6,24 +6,12 @@ import dataclasses
 import json
 
 import pytest
-from conftest import CHROMIUM
 from test_dedup_page import HOSTILE, identity, make_member, make_page, make_video, visible
-from test_report_browser import ARGUMENTS
 
 from vsim_fast.report.duplicates import ReviewGroup, ReviewMember, write_review_page
 
 SAVED = "Saved: put decisions.json beside this page for the next run."
 pytestmark = pytest.mark.needs_browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

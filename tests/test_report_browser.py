@@ -7,28 +7,13 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import CHROMIUM
 from test_report import HOSTILE, exact_cosines, make_data
 
 from vsim_fast.report import write_report
 
 pytestmark = pytest.mark.needs_browser
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 GRID, FRAMES = (6, 8), 7
 P = GRID[0] * GRID[1]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -475,10 +475,7 @@ def _notes(encoder: Encoder, collect: _Collector, decoded: DecodeReport) -> list
     notes = []
     if encoder.random_weights:
         notes.append(f"{encoder.spec}: random weights; the numbers mean nothing")
-    if decoded.lost:
-        notes.append(f"{decoded.lost} of {decoded.expected} planned frames could not be decoded")
-    if decoded.fallback_reason:
-        notes.append(f"decoded with {decoded.backend}: {decoded.fallback_reason}")
+    notes += decoded.notes()
     if collect.featureless:
         count = len(collect.featureless)
         which = "frame is" if count == 1 else "frames are"

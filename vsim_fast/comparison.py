@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from vsim_fast.fingerprints import (
 from vsim_fast.frame_encoder import frame_centroids, frame_embeddings
 from vsim_fast.inputs import VIDEO_SUFFIXES
 from vsim_fast.pipeline import Timings, encode_video
-from vsim_fast.records import VideoInfo
+from vsim_fast.records import Progress, VideoInfo
 from vsim_fast.report import Second, write_alignment
 from vsim_fast.store import OutputFolder, output_errors
 from vsim_fast.video import DecodeReport, Sampling, open_video, plan, probe
@@ -57,13 +57,6 @@ THUMBNAILS, THUMBNAIL_HEIGHT = 512, 72
 Verdict = Literal[
     "same motion", "same content, different motion or order", "same content, no motion to judge", "different"
 ]
-
-
-class Progress(Protocol):
-    """Told what is going on."""
-
-    def advance(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` frames of the video that `stage` names."""
 
 
 class Video(BaseModel):
@@ -429,7 +422,8 @@ def compare_folder(
     whole = not failed and not any(clip.report.lost for clip in clips)
     result = FolderComparison(
         status="complete" if whole else "partial", videos=[_described(clip) for clip in clips], pairs=pairs,
-        failed=failed, **_thresholds(settings), settings=settings, encoder=encoder.describe(), notes=_warnings(encoder),
+        failed=failed, **_thresholds(settings), settings=settings, encoder=encoder.describe(),
+        notes=encoder.threshold_warnings(),
     )  # fmt: skip
     if output_dir is not None:
         with OutputFolder(Path(output_dir)) as out:
@@ -455,7 +449,8 @@ def compare_clips(
         seconds=[row._asdict() for row in seconds(alignment, a.times, b.times)],
         settings=settings,
         encoder=encoder.describe(),
-        notes=_warnings(encoder) + [f"video {n}: {note}" for n, clip in enumerate((a, b), 1) for note in _notes(clip)],
+        notes=encoder.threshold_warnings()
+        + [f"video {n}: {note}" for n, clip in enumerate((a, b), 1) for note in _notes(clip)],
     )
     return comparison, alignment
 
@@ -570,20 +565,8 @@ def _described(clip: Clip) -> Video:
     )  # fmt: skip
 
 
-def _warnings(encoder: Encoder) -> list[str]:
-    if encoder.random_weights:
-        return [f"{encoder.spec}: random weights; the numbers mean nothing"]
-    if encoder.spec != "builtin":
-        return [f"{encoder.spec}: the thresholds were chosen with builtin, they may not fit"]
-    return []
-
-
 def _notes(clip: Clip) -> list[str]:
-    notes = list(clip.info.notes)
-    if clip.report.lost:
-        notes.append(f"{clip.report.lost} of {clip.report.expected} planned frames could not be decoded")
-    if clip.report.fallback_reason:
-        notes.append(f"decoded with {clip.report.backend}: {clip.report.fallback_reason}")
+    notes = [*clip.info.notes, *clip.report.notes()]
     if clip.featureless:
         notes.append(f"{len(clip.featureless)} of {len(clip.pts_seconds)} frames are black or featureless, not aligned")
     if clip.motion.steady < STILL:
@@ -606,8 +589,7 @@ def _draw(path: Path, comparison: Comparison, clips: Sequence[Clip], alignment: 
 
 
 def _timed(result: Any, timings: Timings, started: float) -> Any:
-    result.timings = {name: round(value, 4) for name, value in timings.seconds().items()}
-    result.timings["total"] = round(time.perf_counter() - started, 4)
+    result.timings = timings.summary(started)
     return result
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ from vsim_fast.errors import CorruptVideo, UsageError
 from vsim_fast.frame_encoder import attention_centroids, frame_embeddings
 from vsim_fast.ops import QuantizedTokens, best_cosines, quantize_tokens
 from vsim_fast.pipeline import Timings, encode_video
-from vsim_fast.records import VideoInfo, frames_in_memory
+from vsim_fast.records import Progress, VideoInfo, frames_in_memory
 from vsim_fast.report import thumbnail
 from vsim_fast.video import DecodeReport, Sampling, open_video, plan, probe
 
@@ -48,13 +48,6 @@ THUMBNAIL_WIDTH = 160
 NOISE_TOKENS = 96
 SAME = 0.8
 """Mean best cosine of a frame's patches in one picture from which that picture shows the frame itself."""
-
-
-class Progress(Protocol):
-    """Told what is going on."""
-
-    def advance(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` frames of the video that `stage` names."""
 
 
 @dataclass(frozen=True)
@@ -208,14 +201,7 @@ def read_copy_video(
 
 def shown_pixels(encoder: Encoder, pixels: Tensor) -> Tensor:
     """RGB [B, 3, H, W] in 0..1, float32, of an encoder's normalised input."""
-    mean, std = _normalisation(encoder, pixels)
-    return (pixels.float() * std + mean).clamp(0, 1)
-
-
-def _normalisation(encoder: Encoder, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, float32 [3, 1, 1]."""
-    values = (encoder.preprocess.mean, encoder.preprocess.std)
-    return tuple(torch.tensor(v, dtype=torch.float32, device=like.device)[:, None, None] for v in values)
+    return encoder.denormalise(pixels).clamp(0, 1)
 
 
 def _tokens(encoder: Encoder, pixels: Tensor, scales: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
@@ -224,7 +210,6 @@ def _tokens(encoder: Encoder, pixels: Tensor, scales: Sequence[tuple[int, int]])
     Args:
         scales: number in SCALES, and tokens to keep on a grid of 16 × 16 patches.
     """
-    mean, std = _normalisation(encoder, pixels)
     grid, pixels = encoder.grid, pixels.contiguous()
     columns: dict[str, list[Tensor]] = {
         "codes": [], "code_scales": [], "places": [], "weights": [], "scales": [],
@@ -232,7 +217,7 @@ def _tokens(encoder: Encoder, pixels: Tensor, scales: Sequence[tuple[int, int]])
     for number, count in scales:
         scale = SCALES[number][0]
         view = pixels if scale == 1 else mosaics(pixels, grid, scale)
-        patches = encoder.forward_in_batches(((view - mean) / std).to(encoder.dtype)).patches
+        patches = encoder.forward_in_batches(encoder.normalise(view)).patches
         small = scaled_grid(grid, scale)
         if scale < 1:
             patches = mosaic_tokens(patches, grid, scale, len(pixels))
@@ -253,11 +238,7 @@ def _stacked(turned: Sequence[dict[str, Tensor]], like: dict[str, Tensor]) -> di
 
 
 def _notes(info: VideoInfo, report: DecodeReport, featureless: Tensor, box: Tensor) -> list[str]:
-    notes = list(info.notes)
-    if report.lost:
-        notes.append(f"{report.lost} of {report.expected} planned frames could not be decoded")
-    if report.fallback_reason:
-        notes.append(f"decoded with {report.backend}: {report.fallback_reason}")
+    notes = [*info.notes, *report.notes()]
     if featureless.any():
         notes.append(f"{int(featureless.sum())} of {len(featureless)} frames are black or featureless, not compared")
     top, left, bottom, right = box.tolist()

@@ -57,6 +57,11 @@ class Timings:
         with self._lock:
             self._seconds[name] += seconds
 
+    def summary(self, started: float) -> dict[str, float]:
+        """`seconds`, rounded, and as "total" what has passed since `started` (of time.perf_counter)."""
+        total = time.perf_counter() - started
+        return {name: round(value, 4) for name, value in (self.seconds() | {"total": total}).items()}
+
     def seconds(self) -> dict[str, float]:
         while self._events:
             name, first, last = self._events.pop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -151,6 +151,13 @@ class FrameFeatures(_ShapeRepr):
                 f"FrameFeatures: patches {list(self.patches.shape)} do not fit grid {self.grid} and "
                 f"{len(self.pts_seconds)} times"
             )
+
+
+class Progress(Protocol):
+    """Told what is going on."""
+
+    def advance(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` of what `stage` names: frames of a video, "videos", "pairs"."""
 
 
 def frames_in_memory(rgb: np.ndarray) -> FrameBatch:

@@ -30,7 +30,7 @@ def _leaves(random: np.random.Generator, index: int) -> np.ndarray:
         round_, angle, thin = random.random() < 0.6, random.random() * np.pi, 0.15 + random.random()
         reach = 1.5 * radius * max(1, thin)
         rows, columns = (slice(max(0, int(c - reach)), int(c + reach) + 1) for c in (y, x))
-        dy, dx = np.mgrid[rows, columns][:, :SIDE, :SIDE].astype(float) - np.array([y, x])[:, None, None]
+        dy, dx = np.mgrid[rows, columns].astype(float) - np.array([y, x])[:, None, None]
         part = picture[rows, columns]
         dy, dx = dy[: part.shape[0], : part.shape[1]], dx[: part.shape[0], : part.shape[1]]
         along, across = dy * np.cos(angle) + dx * np.sin(angle), dx * np.cos(angle) - dy * np.sin(angle)

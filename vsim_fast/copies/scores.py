@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from vsim_fast.fingerprints import (
     TrajectoryFingerprint,
 )
 from vsim_fast.ops._threads import one_thread
+from vsim_fast.records import Progress
 
 SIGNALS = (
     "semantic_baseline", "match", "temporal_derivative", "multiscale_derivative", "trajectory_stats", "trajectory_dtw",
@@ -55,8 +56,6 @@ LONG_ENOUGH = 2.0
 """Seconds of a stretch from which its correlation counts in full, or half of the shorter video if that is less."""
 EXPLAINED = 0.5
 """Of the best pair of frames: content that another pair needs to count as explained."""
-
-
 BLOCK, HELD = 16, 64
 """References compared with one query at a time, and videos held in memory."""
 MANY = 100_000
@@ -94,9 +93,8 @@ def examine(query: CopyFeatures, ref: CopyFeatures, matches: Tensor) -> Evidence
     candidates = []
     for o in (raw >= raw.max() - NEAR_BEST).nonzero().flatten().tolist():
         placement = _placement(query, ref, o, matches[o], generator.manual_seed(0))
-        candidates.append((placement.agreement * float(raw[o]), -o, placement))
-    _, o, placement = max(candidates, key=lambda candidate: candidate[:2])
-    o = -o
+        candidates.append((placement.agreement * float(raw[o]), o, placement))
+    _, o, placement = max(candidates, key=lambda candidate: candidate[0])  # of equals the first
     orientation = int(query.orientations[o])
     low, high = placement.common()
     x = shared_pictures(turn(query.pictures, orientation), turned_box(query.box, orientation), low, high)
@@ -332,13 +330,6 @@ def _matches(query: CopyFeatures, ref: CopyFeatures, stretch: Stretch | None) ->
         g = int((ref.frame_seconds - targets[j]).abs().argmin())
         found.append((f, g, stretch.likenesses[i - first]))
     return found
-
-
-class Progress(Protocol):
-    """Told what is going on."""
-
-    def advance(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` pairs."""
 
 
 def score_pairs(

@@ -26,7 +26,7 @@ from vsim_fast.deduplication.outcome import (
     write_text,
 )
 from vsim_fast.deduplication.pairing import Compared, compare_all
-from vsim_fast.deduplication.reading import Progress, Reader, read_all, require_enough
+from vsim_fast.deduplication.reading import Reader, read_all, require_enough
 from vsim_fast.deduplication.records import (
     Decisions,
     DedupResult,
@@ -43,6 +43,7 @@ from vsim_fast.errors import UsageError
 from vsim_fast.feature_store import FeatureStore
 from vsim_fast.inputs import Inputs, find_videos, path_id
 from vsim_fast.pipeline import Timings
+from vsim_fast.records import Progress
 from vsim_fast.report.duplicates import write_review_page
 from vsim_fast.store import OutputFolder
 
@@ -140,7 +141,7 @@ def dedup(
             encoder=encoder.describe(),
             thresholds=dict(THRESHOLDS),
             decisions=decided.model_dump(),
-            notes=_warnings(encoder) + compared.unused(decided) + store.notes,
+            notes=encoder.threshold_warnings() + compared.unused(decided) + store.notes,
         )
         if output_dir is None:
             result.pairs = list(compared.rows(table, listed))
@@ -182,15 +183,6 @@ def _not_read(found: Inputs) -> list[File]:
     ]
 
 
-def _warnings(encoder: Encoder) -> list[str]:
-    if encoder.random_weights:
-        return [f"{encoder.spec}: random weights; the numbers mean nothing"]
-    if encoder.spec != "builtin":
-        return [f"{encoder.spec}: the thresholds were chosen with builtin, they may not fit"]
-    return []
-
-
 def _timed(result: DedupResult, timings: Timings, started: float) -> DedupResult:
-    result.timings = {name: round(value, 4) for name, value in timings.seconds().items()}
-    result.timings["total"] = round(time.perf_counter() - started, 4)
+    result.timings = timings.summary(started)
     return result

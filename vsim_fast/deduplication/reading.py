@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from vsim_fast.copies import VERSION, CopyFeatures
 from vsim_fast.copy_reader import Noise, noise_for, read_copy_video
@@ -14,14 +14,8 @@ from vsim_fast.errors import CorruptVideo, DecodeError, UsageError
 from vsim_fast.feature_store import DamagedFeatures, FeatureStore, content_key, settings_hash
 from vsim_fast.inputs import Inputs, path_id
 from vsim_fast.pipeline import Timings
+from vsim_fast.records import Progress
 from vsim_fast.video.probe import gate
-
-
-class Progress(Protocol):
-    """Told what is going on."""
-
-    def advance(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` "videos" or "pairs"."""
 
 
 class Reader:

@@ -101,14 +101,25 @@ class Encoder(ABC):
             y, uv, matrix=color.matrix, full_range=color.full_range, bit_depth=color.bit_depth, **options
         )
 
+    def normalise(self, rgb: Tensor) -> Tensor:
+        """Encoder input of RGB [..., 3, H, W] in 0..1 that has its size already."""
+        mean, std = self._mean_std(rgb.device)
+        return ((rgb - mean) / std).to(self.dtype)
+
+    def denormalise(self, pixels: Tensor) -> Tensor:
+        """float32 RGB, in or near 0..1, of encoder input [..., 3, H, W]."""
+        mean, std = self._mean_std(pixels.device)
+        return pixels.float() * std + mean
+
+    def _mean_std(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        pre = self.preprocess
+        return tuple(torch.tensor(v, dtype=torch.float32, device=device)[:, None, None] for v in (pre.mean, pre.std))
+
     def picture(self, pixels: Tensor, size: tuple[int, int]) -> np.ndarray:
         """What the encoder saw of one frame, from its input [3, H, W] to uint8 [h, w, 3] of `size` (at least 8 a side:
         CUDA's resize cannot shrink to a line), resized where the pixels are."""
-        mean, std = (
-            torch.tensor(v, device=pixels.device)[:, None, None] for v in (self.preprocess.mean, self.preprocess.std)
-        )
         size = tuple(max(8, side) for side in size)
-        picture = F.interpolate((pixels.float() * std + mean)[None], size, mode="bilinear", antialias=True)[0]
+        picture = F.interpolate(self.denormalise(pixels)[None], size, mode="bilinear", antialias=True)[0]
         return (picture * 255).round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
 
     def forward_in_batches(self, pixels: Tensor) -> Tokens:
@@ -143,6 +154,14 @@ class Encoder(ABC):
         """Tokens of decoded frames, on `self.device`."""
         tokens = self.forward_in_batches(self.pixels(frames))
         return FrameFeatures(tokens.patches, tokens.cls, tokens.attention, frames.pts_seconds, self.grid, self.id)
+
+    def threshold_warnings(self) -> list[str]:
+        """What to know before scores of this encoder are held against thresholds."""
+        if self.random_weights:
+            return [f"{self.spec}: random weights; the numbers mean nothing"]
+        if self.spec != "builtin":
+            return [f"{self.spec}: the thresholds were chosen with builtin, they may not fit"]
+        return []
 
     def describe(self) -> dict[str, Any]:
         """What summary.json records."""

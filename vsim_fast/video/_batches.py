@@ -37,6 +37,15 @@ class DecodeReport:
     def lost(self) -> int:
         return self.expected - self.delivered
 
+    def notes(self) -> list[str]:
+        """What whoever reads a result must know."""
+        notes = []
+        if self.lost:
+            notes.append(f"{self.lost} of {self.expected} planned frames could not be decoded")
+        if self.fallback_reason:
+            notes.append(f"decoded with {self.backend}: {self.fallback_reason}")
+        return notes
+
 
 @dataclass
 class _Open:
