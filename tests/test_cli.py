@@ -130,6 +130,7 @@ def test_interrupted_run_cleans_up(clip, tmp_path, name, code):
     out = tmp_path / "out"
     script = (  # the signal comes once the frames have been encoded
         "import signal, sys, vsim_fast.similarity as s\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits that it is ignored
         f"s.PatchStack.frame_similarity = lambda self: signal.raise_signal(signal.{name})\n"
         "from vsim_fast.cli import main; main(sys.argv[1:])"
     )
