@@ -66,3 +66,7 @@ class ChangedVideo(CorruptVideo):
 
 class WorkerDied(DecodeError):
     """Whatever read the file crashed or hung, and was ended."""
+
+
+class DoesNotFit(UnsupportedVideo):
+    """What is to be kept of the video does not fit into the memory of this machine."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ class Frames(NamedTuple):
 
 
 def stream_videos(
-    tasks: Iterator[Task],
+    tasks: Iterable[Task],
     encoder: Encoder,
     sampling: Sampling,
     *,
@@ -166,16 +167,16 @@ class EncodedVideo:
     """All of one video, or why there is nothing."""
 
     path: str
-    features: FrameFeatures | None
+    features: FrameFeatures | None = None
     """On the encoder's device; what was not to be kept is None."""
-    pooled: Tensor | None
+    pooled: Tensor | None = None
     """[T, D] mean patch token of each frame, if kept."""
-    embedding: Tensor | None
+    embedding: Tensor | None = None
     """float32 [D] on the CPU, of length 1: mean of the normalised embeddings of the frames that are not featureless."""
-    featureless: Tensor | None
+    featureless: Tensor | None = None
     """bool [T] on the CPU."""
-    info: VideoInfo | None
-    report: DecodeReport | None
+    info: VideoInfo | None = None
+    report: DecodeReport | None = None
     error: VsimError | None = None
     worker_died: bool = False
     """The process that read it crashed or hung; it may do so again."""
@@ -214,11 +215,6 @@ def encode_videos(
     """
     if isinstance(encoder, str):
         encoder = load_encoder(encoder, device=device, precision=precision)
-    sampling = sampling or Sampling(fps=1.0, max_frames=100)
-    gathering = Gathering(encoder, keep)
-    workers_ = workers or CUDA_DECODERS
-    budget = memory_bytes if memory_bytes is not None else int(MEMORY_SHARE * free_memory(encoder.device))
-    limit = max(1, budget // (workers_ + 1) // gathering.frame_bytes)
     names: dict[int, str] = {}
 
     def tasks() -> Iterator[Task]:
@@ -226,16 +222,34 @@ def encode_videos(
             names[number] = os.fspath(path)
             yield Task(number, names[number], names[number])
 
-    stream = stream_videos(
-        tasks(), encoder, sampling, decoder=decoder, workers=workers, isolate=isolate, timeout=timeout,
-        max_frames=limit, timings=timings,
-    )  # fmt: skip
-    for event in stream:
-        if (video := gathering.add(event, names)) is not None:
-            yield video
+    options = dict(decoder=decoder, workers=workers, isolate=isolate, timeout=timeout, timings=timings)
+    sampling = sampling or Sampling(fps=1.0, max_frames=100)
+    for item in gather_videos(tasks(), encoder, sampling, keep, memory_bytes=memory_bytes, **options):
+        if item is not None:
+            yield item[1]
 
 
-class Gathering:
+def gather_videos(
+    tasks: Iterable[Task],
+    encoder: Encoder,
+    sampling: Sampling,
+    keep: Sequence[str],
+    *,
+    memory_bytes: int | None = None,
+    workers: int | None = None,
+    **options: Any,
+) -> Iterator[tuple[int, EncodedVideo] | None]:
+    """`encode_videos` of tasks: each result with the number of its task, and None now and then while nothing ends."""
+    gathering = _Gathering(encoder, keep)
+    budget = memory_bytes if memory_bytes is not None else int(MEMORY_SHARE * free_memory(encoder.device))
+    limit = max(1, budget // ((workers or CUDA_DECODERS) + 1) // gathering.frame_bytes)
+    stream = stream_videos(gathering.note(tasks), encoder, sampling, workers=workers, max_frames=limit, **options)
+    with closing(stream):
+        for event in stream:
+            yield gathering.add(event)
+
+
+class _Gathering:
     """Collects the events of videos to one result each.
 
     Attributes:
@@ -247,24 +261,29 @@ class Gathering:
         for name in keep:
             if name not in KEPT:
                 raise UsageError(f"keep must be of {', '.join(KEPT)}, got {name!r}")
-        self.encoder, self.keep = encoder, frozenset(keep)
+        self.keep = frozenset(keep)
         size, patches = encoder.token_dtype.itemsize, encoder.grid[0] * encoder.grid[1]
         sizes = {"patches": patches * encoder.dim * size, "attention": 4 * patches}
         self.frame_bytes = 64 + 4 * encoder.dim + sum(sizes.get(name, 4 * encoder.dim) for name in self.keep)
+        self._paths: dict[int, str] = {}
         self._open: dict[int, _Gathered] = {}
 
-    def add(self, event: Opened | Frames | Finished | Failed | None, names: dict[int, str]) -> EncodedVideo | None:
+    def note(self, tasks: Iterable[Task]) -> Iterator[Task]:
+        for task in tasks:
+            self._paths[task.number] = task.path
+            yield task
+
+    def add(self, event: Opened | Frames | Finished | Failed | None) -> tuple[int, EncodedVideo] | None:
         """The video that `event` ends, if it ends one."""
         if isinstance(event, Opened):
             self._open[event.video] = _Gathered(event.info)
         elif isinstance(event, Frames):
             self._open[event.video].add(event.encoded, self.keep)
-        elif isinstance(event, Finished):
-            return self._open.pop(event.video).result(names.pop(event.video), event.report)
-        elif isinstance(event, Failed):
-            self._open.pop(event.video, None)
-            path = names.pop(event.video)
-            return EncodedVideo(path, None, None, None, None, None, None, event.error, event.worker_died)
+        elif event is not None:
+            path, gathered = self._paths.pop(event.video), self._open.pop(event.video, None)
+            if isinstance(event, Failed):
+                return event.video, EncodedVideo(path, error=event.error, worker_died=event.worker_died)
+            return event.video, gathered.result(path, event.report)
         return None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vsim_fast.errors import ChangedVideo, CorruptVideo, UnsupportedVideo, VsimError
+from vsim_fast.errors import ChangedVideo, CorruptVideo, DoesNotFit, VsimError
 from vsim_fast.pipeline.frames import Block, InputFormat, prepare
 from vsim_fast.pipeline.timings import Timings
 from vsim_fast.records import VideoInfo
@@ -81,7 +81,7 @@ def read_video(task: Task, options: ReadOptions) -> Iterator[Event]:
         with reader:
             planned = len(reader.plan)
             if options.max_frames is not None and planned > options.max_frames:
-                raise UnsupportedVideo(
+                raise DoesNotFit(
                     task.file,
                     f"{planned} frames would be taken, the memory holds what is kept of {options.max_frames}; "
                     "keep less, or take fewer frames",

@@ -8,7 +8,7 @@ import queue
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,7 @@ RING_BYTES = 256 << 20
 QUEUED_TASKS = 2
 """Videos a decode process knows of: the one it reads and the next."""
 WATCH_SECONDS = 0.5
-LONG_IDLE_SECONDS = 0.5
+LONG_IDLE_SECONDS = 0.1
 _END = object()
 
 
@@ -54,7 +54,7 @@ class DecodeProcesses:
     Raises: DeviceError: processes cannot be started.
     """
 
-    def __init__(self, tasks: Iterator[Task], options: ReadOptions, *, workers: int, queue_frames: int, timeout: float):
+    def __init__(self, tasks: Iterable[Task], options: ReadOptions, *, workers: int, queue_frames: int, timeout: float):
         shape = (3, *options.form.preprocess.size)
         fitting = max(2, RING_BYTES // (prod(shape) * options.form.dtype.itemsize))
         block = min(options.block_frames, fitting // 2)
@@ -98,7 +98,7 @@ class DecodeProcesses:
     def _awake(self) -> None:
         os.write(self._wake, b".")
 
-    def _feed(self, tasks: Iterator[Task]) -> None:
+    def _feed(self, tasks: Iterable[Task]) -> None:
         """Tasks to where `_serve` finds them; drawing one may take long."""
         try:
             for task in tasks:
@@ -181,8 +181,8 @@ class DecodeProcesses:
 class DecodeThreads:
     """A `Source` of threads, for decoders that deliver to a GPU. A crash ends the process, a hang is not noticed."""
 
-    def __init__(self, tasks: Iterator[Task], options: ReadOptions, *, workers: int, queue_frames: int):
-        self._tasks, self._drawing, self._closing = tasks, threading.Lock(), threading.Event()
+    def __init__(self, tasks: Iterable[Task], options: ReadOptions, *, workers: int, queue_frames: int):
+        self._tasks, self._drawing, self._closing = iter(tasks), threading.Lock(), threading.Event()
         size = max(workers, queue_frames // options.block_frames)
         self._events: queue.Queue[Any] = queue.Queue(size)
         self._running = workers
