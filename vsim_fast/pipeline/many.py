@@ -69,12 +69,9 @@ def stream_videos(
         EncoderError in a Failed: features were NaN or infinite.
     """
     timings = timings or Timings()
-    cuda = encoder.device.type == "cuda"
     if isolate is None:
-        isolate = not (cuda and decoder != "pyav")
-    workers = workers or (CUDA_DECODERS if cuda and not isolate else min(usable_cores(), CPU_DECODERS))
-    if workers < 1:
-        raise UsageError(f"workers must be 1 or more, got {workers}")
+        isolate = not _stays_on_gpu(encoder, decoder)
+    workers = worker_count(encoder, decoder, workers)
     options = ReadOptions(
         sampling, InputFormat(encoder.preprocess, encoder.dtype, encoder.device), decoder=decoder,
         block_frames=min(encoder.batch_size, BLOCK_FRAMES), threads=max(1, usable_cores() // workers),
@@ -90,6 +87,19 @@ def stream_videos(
         yield from _Stream(source, encoder, timings)
     finally:
         source.close()
+
+
+def worker_count(encoder: Encoder, decoder: str, workers: int | None = None) -> int:
+    """Videos to decode at a time.  Raises: UsageError."""
+    if workers is None:
+        return CUDA_DECODERS if _stays_on_gpu(encoder, decoder) else min(usable_cores(), CPU_DECODERS)
+    if workers < 1:
+        raise UsageError(f"workers must be 1 or more, got {workers}")
+    return workers
+
+
+def _stays_on_gpu(encoder: Encoder, decoder: str) -> bool:
+    return encoder.device.type == "cuda" and decoder != "pyav"
 
 
 @dataclass
@@ -242,7 +252,8 @@ def gather_videos(
     """`encode_videos` of tasks: each result with the number of its task, and None now and then while nothing ends."""
     gathering = _Gathering(encoder, keep)
     budget = memory_bytes if memory_bytes is not None else int(MEMORY_SHARE * free_memory(encoder.device))
-    limit = max(1, budget // ((workers or CUDA_DECODERS) + 1) // gathering.frame_bytes)
+    workers = worker_count(encoder, options.get("decoder", "auto"), workers)
+    limit = max(1, budget // (workers + 1) // gathering.frame_bytes)
     stream = stream_videos(gathering.note(tasks), encoder, sampling, workers=workers, max_frames=limit, **options)
     with closing(stream):
         for event in stream:
