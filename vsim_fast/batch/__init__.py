@@ -15,6 +15,7 @@ from vsim_fast.batch.engines import EngineConfig, LocalEngine
 from vsim_fast.batch.jobs import Job
 from vsim_fast.batch.outputs import (
     CONSOLIDATED,
+    STORE,
     SUFFIXES,
     SUMMARY,
     EmbeddingFiles,
@@ -26,7 +27,7 @@ from vsim_fast.batch.records import BatchProgress, EmbedResult, Snapshot, VideoR
 from vsim_fast.batch.run import Run, video_result
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import UsageError
-from vsim_fast.feature_store import State, Store, content_key
+from vsim_fast.feature_store import Problem, Stamp, Store, content_key, path_text, stamp
 from vsim_fast.inputs import Inputs, find_videos, path_id
 from vsim_fast.pipeline import Timings
 from vsim_fast.pipeline.many import KEPT, TIMEOUT_SECONDS
@@ -36,7 +37,7 @@ from vsim_fast.video.probe import gate
 
 __all__ = ["BatchProgress", "EmbedResult", "Snapshot", "VideoResult", "embed"]
 
-STORE = "store"
+
 VERSION = 1
 """Of what is computed; part of the settings."""
 CONSOLIDATE_UP_TO = 10_000
@@ -148,10 +149,11 @@ def batch_settings(encoder: Encoder, config: EngineConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def identify(job: Job) -> str:
-    """Content key of a job's file, from any thread.  Raises: OpenError: what the gate refuses; OSError."""
+def identify(job: Job) -> tuple[str, Stamp]:
+    """Content key of a job's file, and the stamp it had before; any thread.  Raises: OpenError: the gate; OSError."""
     gate(job.path)
-    return content_key(job.path)
+    before = stamp(job.path)
+    return content_key(job.path), before
 
 
 class Plan:
@@ -167,20 +169,20 @@ class Plan:
     def __init__(
         self, store: Store, files: EmbeddingFiles, found: Inputs, shard: tuple[int, int] | None, retry_failed: bool
     ):
+        self.notes: list[str] = []
         names = store.names(found.files, [_stem(path) for path in found.files])
         first, step = (shard[0] - 1, shard[1]) if shard else (0, 1)
         self.paths, self.names = found.files[first::step], names[first::step]
+        if damaged := list(store.verify(files.folder, content=False)):
+            store.forget(damaged)
+            self.notes.append(_made_again(damaged))
         keys = store.known_keys(self.paths)
         states = store.states(self.paths, keys)
-        damaged = set(store.damaged())
-        sizes = files.sizes()
         suspects = set(store.abandoned())
         self.jobs: list[Job] = []
         self.results: dict[str, VideoResult] = {}
         for path, name, key, state in zip(self.paths, self.names, keys, states, strict=True):
-            if key is not None and key in damaged:
-                state = State("new")
-            if key is not None and self._is_done(state, files.names(name), sizes):
+            if state.status == "done" and state.outputs.keys() >= set(files.names(name)):
                 self.results[path] = video_result(path, name, key, state.facts, "skipped")
             elif state.status in ("failed", "quarantined") and not retry_failed:
                 reason = f"{state.reason} (an earlier run; --retry-failed tries again)"
@@ -188,13 +190,13 @@ class Plan:
                     video_path=path_id(path), status=state.status, name=name, key=key, reason=reason
                 )
             else:
-                self.jobs.append(Job(path, name, key, last=path in suspects))
+                self.jobs.append(Job(path, name, key, last=path_text(path) in suspects))
 
-    @staticmethod
-    def _is_done(state: State, wanted: Sequence[str], sizes: dict[str, int]) -> bool:
-        return state.status == "done" and all(
-            name in state.outputs and sizes.get(name) == state.outputs[name][0] for name in wanted
-        )
+
+def _made_again(damaged: Sequence[Problem]) -> str:
+    first = damaged[0]
+    more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+    return f"{first.file}: {first.reason}{more}; made again"
 
 
 def _check(keep: Sequence[str], save_format: str, shard: tuple[int, int] | None, max_failures: int | None) -> None:
@@ -229,7 +231,7 @@ def _result(
         status = "nothing"
     else:
         status = "partial" if failed or any(video.lost_frames for video in good) else "complete"
-    notes = list(run.store.notes)
+    notes = run.store.notes + plan.notes
     if encoder.random_weights:
         notes.append(f"{encoder.spec}: random weights; the embeddings mean nothing")
     return EmbedResult(

@@ -16,7 +16,7 @@ from vsim_fast.store import atomic_path, output_errors
 
 SaveFormat = Literal["numpy", "json", "both"]
 SUFFIXES: dict[str, tuple[str, ...]] = {"numpy": (".npy",), "json": (".json",), "both": (".npy", ".json")}
-CONSOLIDATED, SUMMARY = "consolidated_embeddings.json", "summary.json"
+STORE, CONSOLIDATED, SUMMARY = "store", "consolidated_embeddings.json", "summary.json"
 
 
 class EmbeddingFiles:

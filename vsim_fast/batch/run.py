@@ -19,7 +19,7 @@ from vsim_fast.batch.outputs import EmbeddingFiles
 from vsim_fast.batch.records import BatchProgress, Snapshot, VideoResult
 from vsim_fast.batch.writer import Write, Writer
 from vsim_fast.errors import ChangedVideo, DecodeError, DoesNotFit, OpenError, VsimError
-from vsim_fast.feature_store import DamagedFeatures, Done, Failed, State, Store
+from vsim_fast.feature_store import DamagedFeatures, Done, Failed, Stamp, State, Store
 from vsim_fast.inputs import path_id
 from vsim_fast.pipeline import EncodedVideo, Timings
 from vsim_fast.pipeline.reading import Task
@@ -48,7 +48,7 @@ class Run:
         store: Store,
         files: EmbeddingFiles,
         engine: Engine,
-        identify: Callable[[Job], str],
+        identify: Callable[[Job], tuple[str, Stamp]],
         timings: Timings,
         *,
         max_failures: int | None = None,
@@ -65,7 +65,7 @@ class Run:
         self.tasks = TaskQueue()
         self._numbers = count()
         self._unknown: deque[Job] = deque()  # content not known yet
-        self._keying: deque[tuple[Job, Future[str]]] = deque()
+        self._keying: deque[tuple[Job, Future[tuple[str, Stamp]]]] = deque()
         self._known: deque[Job] = deque()  # content known, nothing begun
         self._active: dict[str, Job] = {}  # by key, from its being known to its row in the ledger
         self._given: dict[int, Job] = {}  # by task number
@@ -143,12 +143,13 @@ class Run:
         while self._keying and self._keying[0][1].done():
             job, future = self._keying.popleft()
             try:
-                job.key = future.result()
+                job.key, stamp = future.result()
             except VsimError as error:
                 self._fail(job, error)
             except OSError as error:
                 self._fail(job, OpenError(job.path, error.strerror or str(error)))
             else:
+                self.store.note_key(job.path, job.key, stamp)
                 self._known.append(job)
 
     def _give(self) -> None:
