@@ -445,14 +445,13 @@ def verify(folder: Annotated[Path, typer.Argument(help="Output folder of embed."
     next run."""
     from vsim_fast.batch.inspection import verify as run
 
-    with _progress() as progress:
-        found = run(folder, progress)
+    found = run(folder)
     if json_:
         print(found.model_dump_json())
     else:
         for problem in found.problems:
             print(f"{problem.file}: {problem.reason}", file=sys.stderr)
-        print(f"{found.files} files of {found.videos} videos read, {len(found.problems)} damaged or missing")
+        print(f"the files of {found.videos} videos read, {len(found.problems)} damaged or missing")
     if found.problems:
         raise typer.Exit(EXIT_PARTLY)
 
@@ -765,16 +764,18 @@ def _print_embedded(result: Any) -> None:
 
 
 def _print_status(found: dict[str, Any]) -> None:
-    counts = ", ".join(f"{number} {name}" for name, number in found["counts"].items())
-    print(f"{found['folder']}: {counts}")
+    print(
+        f"{found['folder']}: {found['files']} files done ({found['videos']} contents, {_size(found['feature_bytes'])}), "
+        f"{found['failed']} failed, {found['quarantined']} given up"
+    )
     for failure in found["failures"]:
         print(f"{failure['status']}: {failure['path']}: {failure['reason']}")
-    if found.get("more_failures"):
-        print(f"and {found['more_failures']} more that failed")
-    if found["running"]:
-        print("a run is working there: " + ", ".join(f"{k} {v}" for k, v in found["running"].items()))
+    if (rest := found["failed"] + found["quarantined"] - len(found["failures"])) > 0:
+        print(f"and {rest} more that failed")
+    if writer := found["writer"]:
+        print("a run works there: " + ", ".join(f"{name} {value}" for name, value in writer.items()))
     if last := found["last_run"]:
-        print(f"last run: {last['status']}, {last['computed']} new videos in {last['seconds']:.0f} s")
+        print(f"last run: {last['status']}, {last['computed']} new videos in {last['seconds']:.1f} s")
 
 
 def _print_notes(result: Any) -> None:

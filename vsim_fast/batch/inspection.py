@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from pydantic import BaseModel
 from vsim_fast.batch.outputs import STORE
 from vsim_fast.errors import OutputError
 from vsim_fast.feature_store import Store
-from vsim_fast.records import Progress
 
 
 class Damaged(BaseModel):
@@ -24,8 +24,6 @@ class Verified(BaseModel):
 
     folder: str
     videos: int
-    files: int
-    """Read and compared."""
     problems: list[Damaged]
     schema_version: int = 1
 
@@ -39,7 +37,7 @@ def batch_status(folder: str | Path, *, limit: int | None = 100) -> dict[str, An
         return store.status(limit=limit)
 
 
-def verify(folder: str | Path, progress: Progress | None = None) -> Verified:
+def verify(folder: str | Path) -> Verified:
     """Read every file that `embed` wrote and compare it with what was recorded. Nothing is changed where a run works;
     otherwise what is damaged is noted, and the next run makes it again.
 
@@ -47,22 +45,13 @@ def verify(folder: str | Path, progress: Progress | None = None) -> Verified:
     """
     folder = Path(folder)
     with Store(store_folder(folder)) as store:
-        files = store.file_count()
-        problems = []
-        for n, problem in enumerate(store.verify(folder, each=True), 1):
-            if problem is not None:
-                problems.append(problem)
-            if progress:
-                progress.advance("files", n, files)
+        problems = list(store.verify(folder))
         videos = len(store)
     if problems:
-        try:
-            with Store(store_folder(folder), write=True) as store:
-                store.forget(problems)
-        except OutputError:
-            pass
+        with suppress(OutputError), Store(store_folder(folder), write=True) as store:
+            store.forget(problems)
     damaged = [Damaged(file=f"{STORE}/{p.file}" if p.kind == "features" else p.file, reason=p.reason) for p in problems]
-    return Verified(folder=str(folder), videos=videos, files=files, problems=damaged)
+    return Verified(folder=str(folder), videos=videos, problems=damaged)
 
 
 def store_folder(folder: str | Path) -> Path:
