@@ -78,7 +78,6 @@ def stream_videos(
         max_frames=max_frames, image_fps=image_fps,
     )  # fmt: skip
     queued = dict(workers=workers, queue_frames=2 * encoder.batch_size)
-    queued = dict(workers=workers, queue_frames=2 * encoder.batch_size)
     if isolate:
         source: Source = DecodeProcesses(tasks, options, **queued, timeout=timeout)
     else:
@@ -253,7 +252,7 @@ def gather_videos(
     gathering = _Gathering(encoder, keep)
     budget = memory_bytes if memory_bytes is not None else int(MEMORY_SHARE * free_memory(encoder.device))
     workers = worker_count(encoder, options.get("decoder", "auto"), workers)
-    limit = max(1, budget // (workers + 1) // gathering.frame_bytes)
+    limit = max(1, budget // (workers + 1) // bytes_per_frame(encoder, keep))
     stream = stream_videos(gathering.note(tasks), encoder, sampling, workers=workers, max_frames=limit, **options)
     with closing(stream):
         for event in stream:
@@ -263,8 +262,6 @@ def gather_videos(
 class _Gathering:
     """Collects the events of videos to one result each.
 
-    Attributes:
-        frame_bytes: what is kept of a frame.
     Raises: UsageError: `keep`.
     """
 
@@ -272,12 +269,9 @@ class _Gathering:
         for name in keep:
             if name not in KEPT:
                 raise UsageError(f"keep must be of {', '.join(KEPT)}, got {name!r}")
-        self.keep = frozenset(keep)
-        size, patches = encoder.token_dtype.itemsize, encoder.grid[0] * encoder.grid[1]
-        sizes = {"patches": patches * encoder.dim * size, "attention": 4 * patches}
-        self.frame_bytes = 64 + 4 * encoder.dim + sum(sizes.get(name, 4 * encoder.dim) for name in self.keep)
+        self.encoder, self.keep = encoder, frozenset(keep)
         self._paths: dict[int, str] = {}
-        self._open: dict[int, _Gathered] = {}
+        self._open: dict[int, tuple[VideoInfo, Gathered]] = {}
 
     def note(self, tasks: Iterable[Task]) -> Iterator[Task]:
         for task in tasks:
@@ -287,50 +281,67 @@ class _Gathering:
     def add(self, event: Opened | Frames | Finished | Failed | None) -> tuple[int, EncodedVideo] | None:
         """The video that `event` ends, if it ends one."""
         if isinstance(event, Opened):
-            self._open[event.video] = _Gathered(event.info)
+            self._open[event.video] = (event.info, Gathered())
         elif isinstance(event, Frames):
-            self._open[event.video].add(event.encoded, self.keep)
+            self._open[event.video][1].add(kept_rows(event.encoded, self.keep))
         elif event is not None:
-            path, gathered = self._paths.pop(event.video), self._open.pop(event.video, None)
+            path, opened = self._paths.pop(event.video), self._open.pop(event.video, None)
             if isinstance(event, Failed):
                 return event.video, EncodedVideo(path, error=event.error, worker_died=event.worker_died)
-            return event.video, gathered.result(path, event.report)
+            info, gathered = opened
+            return event.video, gathered.result(path, info, event.report, self.encoder.grid, self.encoder.id)
         return None
 
 
-class _Gathered:
-    """What has come of one video."""
+def bytes_per_frame(encoder: Encoder, keep: Iterable[str]) -> int:
+    """What is kept of a frame."""
+    size, patches = encoder.token_dtype.itemsize, encoder.grid[0] * encoder.grid[1]
+    sizes = {"patches": patches * encoder.dim * size, "attention": 4 * patches}
+    return 64 + 4 * encoder.dim + sum(sizes.get(name, 4 * encoder.dim) for name in set(keep))
 
-    def __init__(self, info: VideoInfo):
-        self.info = info
-        self.columns: dict[str, list[Tensor]] = {}
-        self.last: FrameFeatures | None = None
 
-    def add(self, encoded: EncodedFrames, keep: frozenset[str]) -> None:
-        features = encoded.features
-        pooled = features.patches.float().mean(1)
-        kept = {"pooled": pooled, "cls": features.cls, "attention": features.attention, "patches": features.patches}
-        rows = {name: kept[name] for name in keep}
-        rows["frames"] = F.normalize(pooled if features.cls is None else features.cls.float(), dim=1)
-        rows |= {"pts_seconds": features.pts_seconds, "featureless": encoded.featureless}
+def kept_rows(encoded: EncodedFrames, keep: Iterable[str]) -> dict[str, Tensor]:
+    """What is kept of frames, a row per frame: those of `keep` that there are, and what every result needs: "frames"
+    float32 [B, D], their normalised embeddings, "pts_seconds", "index" and "featureless"."""
+    features = encoded.features
+    pooled = features.patches.float().mean(1)
+    kept = {"pooled": pooled, "cls": features.cls, "attention": features.attention, "patches": features.patches}
+    rows = {name: kept[name] for name in keep if kept[name] is not None}
+    rows["frames"] = F.normalize(pooled if features.cls is None else features.cls.float(), dim=1)
+    return rows | {"pts_seconds": features.pts_seconds, "index": encoded.index, "featureless": encoded.featureless}
+
+
+class Gathered:
+    """The rows of one video, which may come in any order."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, list[Tensor]] = {}
+
+    def add(self, rows: dict[str, Tensor]) -> None:
         for name, x in rows.items():
-            if x is not None:
-                # Rows of a batch are shared with other videos, which would be kept alive with them.
-                shared = x.untyped_storage().nbytes() > x.nbytes
-                self.columns.setdefault(name, []).append(x.clone() if shared else x)
-        self.last = features
+            # Rows of a batch are shared with other videos, which would be kept alive with them.
+            shared = x.untyped_storage().nbytes() > x.nbytes
+            self._columns.setdefault(name, []).append(x.clone() if shared else x)
 
-    def result(self, path: str, report: DecodeReport) -> EncodedVideo:
-        joined = {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in self.columns.items()}
-        blank = joined["featureless"]
-        frames = joined["frames"]
+    def indices(self) -> Tensor:
+        """int64 [T]: of the frames that have come."""
+        return torch.cat([torch.empty(0, dtype=torch.int64), *self._columns.get("index", ())])
+
+    def result(
+        self, path: str, info: VideoInfo, report: DecodeReport, grid: tuple[int, int], encoder_id: str
+    ) -> EncodedVideo:
+        rows = {name: parts[0] if len(parts) == 1 else torch.cat(parts) for name, parts in self._columns.items()}
+        index = rows["index"]
+        if (index[1:] < index[:-1]).any():
+            order = index.argsort()
+            rows = {name: x[order.to(x.device)] for name, x in rows.items()}
+        blank, frames = rows["featureless"], rows["frames"]
         shown = frames if blank.all() else frames[~blank.to(frames.device)]
         embedding = F.normalize(shown.mean(0), dim=0).cpu()
         features = FrameFeatures(
-            joined.get("patches"), joined.get("cls"), joined.get("attention"), joined["pts_seconds"],
-            self.last.grid, self.last.encoder,
-        )  # fmt: skip
-        return EncodedVideo(path, features, joined.get("pooled"), embedding, blank, self.info, report)
+            rows.get("patches"), rows.get("cls"), rows.get("attention"), rows["pts_seconds"], grid, encoder_id
+        )
+        return EncodedVideo(path, features, rows.get("pooled"), embedding, blank, info, report)
 
 
 def free_memory(device: torch.device) -> int:
