@@ -373,7 +373,9 @@ def embed(
     ] = None,
     summary: Annotated[bool, typer.Option("--summary/--no-summary", help="Write summary.json.")] = True,
     layout: Annotated[Layout, typer.Option(help="Of the store's files.")] = Layout.safetensors,
-    device: Device = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto (every GPU, else the CPU), cpu, mps, cuda:N; several with commas, a process each.")
+    ] = "auto",
     precision: Annotated[Precision, typer.Option(help="Of the encoder.")] = Precision.auto,
     decoder: Annotated[Decoder, typer.Option(help="nvdec decodes on the GPU.")] = Decoder.auto,
     workers: Annotated[
@@ -765,8 +767,8 @@ def _print_embedded(result: Any) -> None:
 
 def _print_status(found: dict[str, Any]) -> None:
     print(
-        f"{found['folder']}: {found['files']} files done ({found['videos']} contents, {_size(found['feature_bytes'])}), "
-        f"{found['failed']} failed, {found['quarantined']} given up"
+        f"{found['folder']}: {found['files']} files done ({found['videos']} contents, "
+        f"{_size(found['feature_bytes'])}), {found['failed']} failed, {found['quarantined']} given up"
     )
     for failure in found["failures"]:
         print(f"{failure['status']}: {failure['path']}: {failure['reason']}")

@@ -62,7 +62,7 @@ def stream_videos(
         workers: videos decoded at a time; default 8 on CUDA, else the usable cores, at most 4.
         isolate: decode in processes of their own, so that a decoder that crashes costs one video; default wherever
             frames do not stay on the GPU.
-        timeout: seconds without progress after which such a process is ended.
+        timeout: seconds without progress after which a process is ended, or a thread left behind.
         max_frames: videos of which more frames would be taken fail.
     Yields:
         For each task Opened, Frames, ..., Finished, or Failed after any of these; None where nothing comes.
@@ -77,12 +77,8 @@ def stream_videos(
         block_frames=min(encoder.batch_size, BLOCK_FRAMES), threads=max(1, usable_cores() // workers),
         max_frames=max_frames, image_fps=image_fps,
     )  # fmt: skip
-    queued = dict(workers=workers, queue_frames=2 * encoder.batch_size)
-    queued = dict(workers=workers, queue_frames=2 * encoder.batch_size)
-    if isolate:
-        source: Source = DecodeProcesses(tasks, options, **queued, timeout=timeout)
-    else:
-        source = DecodeThreads(tasks, options, **queued)
+    kind = DecodeProcesses if isolate else DecodeThreads
+    source: Source = kind(tasks, options, workers=workers, queue_frames=2 * encoder.batch_size, timeout=timeout)
     try:
         yield from _Stream(source, encoder, timings)
     finally:
