@@ -74,6 +74,11 @@ class Layout(StrEnum):
     npy = "npy"
 
 
+class EngineKind(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
 class ProgressKind(StrEnum):
     auto = "auto"
     plain = "plain"
@@ -373,7 +378,9 @@ def embed(
     ] = None,
     summary: Annotated[bool, typer.Option("--summary/--no-summary", help="Write summary.json.")] = True,
     layout: Annotated[Layout, typer.Option(help="Of the store's files.")] = Layout.safetensors,
-    device: Device = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto (every GPU, else the CPU), cpu, mps, cuda:N; several with commas, a process each.")
+    ] = "auto",
     precision: Annotated[Precision, typer.Option(help="Of the encoder.")] = Precision.auto,
     decoder: Annotated[Decoder, typer.Option(help="nvdec decodes on the GPU.")] = Decoder.auto,
     workers: Annotated[
@@ -388,6 +395,10 @@ def embed(
     ] = False,
     max_failures: Annotated[
         int | None, typer.Option(help="End the run when more videos than this have failed.", show_default=False)
+    ] = None,
+    engine: Annotated[EngineKind, typer.Option(help="ray: on a Ray cluster (extra ray).")] = EngineKind.local,
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster: auto, HOST:PORT.", show_default="one for this run")
     ] = None,
     progress_: Annotated[
         ProgressKind, typer.Option("--progress", help="A bar, lines, or JSON lines on stderr.")
@@ -410,8 +421,8 @@ def embed(
             max_frames=max_frames, keep=[name.strip() for name in keep.split(",") if name.strip()],
             save_format=save_format.value, consolidated=consolidated, summary=summary, layout=layout.value,
             device=device, precision=precision.value, decoder=decoder.value, workers=workers, timeout=timeout,
-            shard=_shard(shard), retry_failed=retry_failed, max_failures=max_failures, offline=offline, stop=stop,
-            progress=progress, timings=timings, started=STARTED,
+            shard=_shard(shard), retry_failed=retry_failed, max_failures=max_failures, offline=offline,
+            engine=engine.value, address=address, stop=stop, progress=progress, timings=timings, started=STARTED,
         )  # fmt: skip
     if json_:
         print(result.model_dump_json())
@@ -765,8 +776,8 @@ def _print_embedded(result: Any) -> None:
 
 def _print_status(found: dict[str, Any]) -> None:
     print(
-        f"{found['folder']}: {found['files']} files done ({found['videos']} contents, {_size(found['feature_bytes'])}), "
-        f"{found['failed']} failed, {found['quarantined']} given up"
+        f"{found['folder']}: {found['files']} files done ({found['videos']} contents, "
+        f"{_size(found['feature_bytes'])}), {found['failed']} failed, {found['quarantined']} given up"
     )
     for failure in found["failures"]:
         print(f"{failure['status']}: {failure['path']}: {failure['reason']}")

@@ -7,11 +7,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from vsim_fast.batch.engines import EngineConfig, LocalEngine
+from vsim_fast.batch.engines import EngineConfig, Kind, make_engine
 from vsim_fast.batch.jobs import Job
 from vsim_fast.batch.outputs import (
     CONSOLIDATED,
@@ -25,7 +26,6 @@ from vsim_fast.batch.outputs import (
 )
 from vsim_fast.batch.records import BatchProgress, EmbedResult, Snapshot, VideoResult
 from vsim_fast.batch.run import Run, video_result
-from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import UsageError
 from vsim_fast.feature_store import Problem, Stamp, Store, content_key, path_text, stamp
 from vsim_fast.inputs import Inputs, find_videos, path_id
@@ -65,6 +65,8 @@ def embed(
     retry_failed: bool = False,
     max_failures: int | None = None,
     offline: bool = False,
+    engine: Kind = "local",
+    address: str | None = None,
     stop: threading.Event | None = None,
     progress: BatchProgress | None = None,
     timings: Timings | None = None,
@@ -87,6 +89,9 @@ def embed(
         shard: (i, n): of the videos, in order, only each n-th from the i-th on. Each shard needs an output folder.
         retry_failed: read files again that could not be read by an earlier run and have not changed since.
         max_failures: end the run, in good order, when more videos than this have failed.
+        engine: "local", or "ray" for the nodes of a Ray cluster, which need this package and the videos under the same
+            paths.
+        address: of the Ray cluster; default one on this machine, for this run.
         stop: set it from elsewhere, and the run finishes what it has begun, then returns.
         progress: told of it a few times a second.  timings, started: account for what the caller did before.
     Returns:
@@ -107,20 +112,23 @@ def embed(
         decoder, workers, timeout,
     )  # fmt: skip
     with timings.stage("load_encoder"):
-        model = config.load(device)
-    settings = batch_settings(model, config)
-    with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with Store(folder / STORE, write=True, settings=settings, layout=layout) as store:
+        working = make_engine(config, device, timings, engine, address)
+    with ExitStack() as stack:
+        with timings.stage("load_encoder"):
+            stack.enter_context(working)
+        settings = batch_settings(working.encoder, config)
+        with output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        store = stack.enter_context(Store(folder / STORE, write=True, settings=settings, layout=layout))
         with timings.stage("plan"):
             files = EmbeddingFiles(folder, save_format)
             plan = Plan(store, files, found, shard, retry_failed)
         run = Run(
-            store, files, LocalEngine(config, model, timings), identify, timings, max_failures=max_failures,
-            retry_failed=retry_failed, stop=stop, progress=progress,
+            store, files, working, identify, timings, max_failures=max_failures, retry_failed=retry_failed, stop=stop,
+            progress=progress,
         )  # fmt: skip
         run.work(plan.jobs, len(plan.paths), len(plan.results))
-        result = _result(plan, run, found, folder, settings, model)
+        result = _result(plan, run, found, folder, settings)
         with timings.stage("summary"):
             changed = any(video.status == "done" for video in run.results.values())
             if consolidated is None:
@@ -136,14 +144,12 @@ def embed(
     return result
 
 
-def batch_settings(encoder: Encoder, config: EngineConfig) -> dict[str, Any]:
-    """What the features depend on besides the content of a file."""
+def batch_settings(encoder: dict[str, Any], config: EngineConfig) -> dict[str, Any]:
+    """What the features depend on besides the content of a file. `encoder`: `Encoder.describe()`."""
     return {
         "version": VERSION,
-        "encoder": {
-            "spec": encoder.spec, "id": encoder.id, "image_size": encoder.preprocess.size[0],
-            "dtype": str(encoder.dtype).removeprefix("torch."),
-        },
+        "encoder": {name: encoder[name] for name in ("spec", "id", "dtype")}
+        | {"image_size": encoder["preprocess"]["size"][0]},
         "sampling": asdict(config.sampling),
         "keep": list(config.keep),
     }  # fmt: skip
@@ -215,9 +221,7 @@ def _stem(path: str) -> str:
     return os.path.splitext(os.path.basename(path.rstrip("/")))[0]
 
 
-def _result(
-    plan: Plan, run: Run, found: Inputs, folder: Path, settings: dict[str, Any], encoder: Encoder
-) -> EmbedResult:
+def _result(plan: Plan, run: Run, found: Inputs, folder: Path, settings: dict[str, Any]) -> EmbedResult:
     videos = [result for path in plan.paths if (result := plan.results.get(path) or run.results.get(path))]
     failed = [video for video in videos if video.status in ("failed", "quarantined")]
     failed += [VideoResult(video_path=path_id(m.path), status="failed", reason=m.reason) for m in found.missing]
@@ -232,13 +236,14 @@ def _result(
     else:
         status = "partial" if failed or any(video.lost_frames for video in good) else "complete"
     notes = run.store.notes + plan.notes
-    if encoder.random_weights:
-        notes.append(f"{encoder.spec}: random weights; the embeddings mean nothing")
+    encoder = run.engine.encoder
+    if encoder["random_weights"]:
+        notes.append(f"{encoder['spec']}: random weights; the embeddings mean nothing")
     return EmbedResult(
         status=status, total_videos=len(plan.paths) + len(found.missing), processed=len(good), failed=len(failed),
         results=[video.model_dump() for video in good], failed_videos=[video.model_dump() for video in failed],
         computed=counts["done"], skipped=counts["skipped"], frames=run.frames, output_dir=path_id(folder),
-        settings=settings, encoder=encoder.describe(), engine=run.engine.describe(), notes=notes,
+        settings=settings, encoder=encoder, engine=run.engine.describe(), notes=notes,
     )  # fmt: skip
 
 

@@ -263,7 +263,7 @@ class Run:
             total=self._total, done=self._before + ended - self.failures, failed=self.failures, frames=self.frames,
             seconds=seconds, videos_per_second=rate, frames_per_second=self.frames / seconds if seconds > 0 else 0.0,
             decoders_busy=min(1.0, decoding / (seconds * self.engine.decoders)) if seconds > 0 else 0.0,
-            encoder_busy=min(1.0, busy.get("encode", 0.0) / seconds) if seconds > 0 else 0.0,
+            encoder_busy=min(1.0, busy.get("encode", 0.0) / (seconds * self.engine.encoders)) if seconds > 0 else 0.0,
             seconds_left=left / rate if rate > 0 else None,
         )  # fmt: skip
 

@@ -42,7 +42,7 @@ def encode_blocks(
     def forward() -> None:
         parts = _take(waiting, encoder.batch_size) if pack else [waiting.popleft()]
         with torch.cuda.stream(stream) if stream else nullcontext():
-            pixels = _joined(parts, stream)
+            pixels = _joined(parts, encoder.device, stream)
             with timings.stage("encode", encoder.device):
                 tokens = encoder.forward_in_batches(pixels)
                 finite = torch.isfinite(tokens.patches).flatten(1).all(1).to("cpu", non_blocking=stream is not None)
@@ -104,15 +104,21 @@ def _take(waiting: deque[_Part], count: int) -> list[_Part]:
     return parts
 
 
-def _joined(parts: list[_Part], stream: Any) -> Tensor:
-    """The pixels of the parts in memory of their own if a block wants its memory back; such blocks are released."""
-    if stream:
-        for part in parts:
+def _joined(parts: list[_Part], device: torch.device, stream: Any) -> Tensor:
+    """The pixels of the parts on the device, in memory of their own if a block wants its memory back; such blocks are
+    released."""
+    for part in parts if stream else ():
+        if part.block.ready is not None:
             stream.wait_event(part.block.ready)
             part.block.pixels.record_stream(stream)
     pixels = [part.of(part.block.pixels) for part in parts]
     lent = any(part.block.on_release is not None for part in parts)
-    joined = torch.cat(pixels) if len(pixels) > 1 or lent else pixels[0]
+    if pixels[0].device != device and stream:  # through pinned memory, so that the copy does not wait
+        count = sum(map(len, parts))
+        host = torch.empty(count, *pixels[0].shape[1:], dtype=pixels[0].dtype, pin_memory=True)
+        joined = torch.cat(pixels, out=host).to(device, non_blocking=True)
+    else:
+        joined = (torch.cat(pixels) if len(pixels) > 1 or lent else pixels[0]).to(device)
     for part in parts:
         if part.stop == len(part.block):
             part.block.release()

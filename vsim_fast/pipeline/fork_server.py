@@ -23,8 +23,23 @@ from vsim_fast.pipeline.decode_worker import Ring
 from vsim_fast.pipeline.reading import Task
 
 START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from vsim_fast.pipeline.decode_worker import main; main()"
+    "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[2]); importlib.import_module(sys.argv[3]).main()"
 )
+
+
+def start_python(module: str, **environment: str) -> tuple[subprocess.Popen, Connection]:
+    """A Python process that calls `module.main()`, and the connection to it, whose descriptor it finds in sys.argv[1].
+
+    The importing program is not imported there, and what libraries print does not reach this process's output.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", START, str(theirs.fileno()), json.dumps(sys.path), module],
+            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            env=os.environ | environment,
+        )  # fmt: skip
+    return process, Connection(ours.detach())
 
 
 class Worker:
@@ -66,14 +81,9 @@ class ForkServer:
     """Raises: DeviceError: processes cannot be started."""
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", START, str(theirs.fileno()), json.dumps(sys.path)],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            )  # fmt: skip
-        self._control = Connection(ours.detach())
+        self._process, self._control = start_python(
+            "vsim_fast.pipeline.decode_worker", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"
+        )
 
     def start(self, ring: Ring, config: bytes) -> Worker:
         """A new worker. `config`: the pickled (Ring, ReadOptions)."""

@@ -62,7 +62,7 @@ def stream_videos(
         workers: videos decoded at a time; default 8 on CUDA, else the usable cores, at most 4.
         isolate: decode in processes of their own, so that a decoder that crashes costs one video; default wherever
             frames do not stay on the GPU.
-        timeout: seconds without progress after which such a process is ended.
+        timeout: seconds without progress after which a process is ended, or a thread left behind.
         max_frames: videos of which more frames would be taken fail.
     Yields:
         For each task Opened, Frames, ..., Finished, or Failed after any of these; None where nothing comes.
@@ -77,11 +77,8 @@ def stream_videos(
         block_frames=min(encoder.batch_size, BLOCK_FRAMES), threads=max(1, usable_cores() // workers),
         max_frames=max_frames, image_fps=image_fps,
     )  # fmt: skip
-    queued = dict(workers=workers, queue_frames=2 * encoder.batch_size)
-    if isolate:
-        source: Source = DecodeProcesses(tasks, options, **queued, timeout=timeout)
-    else:
-        source = DecodeThreads(tasks, options, **queued)
+    kind = DecodeProcesses if isolate else DecodeThreads
+    source: Source = kind(tasks, options, workers=workers, queue_frames=2 * encoder.batch_size, timeout=timeout)
     try:
         yield from _Stream(source, encoder, timings)
     finally:
@@ -252,7 +249,7 @@ def gather_videos(
     gathering = _Gathering(encoder, keep)
     budget = memory_bytes if memory_bytes is not None else int(MEMORY_SHARE * free_memory(encoder.device))
     workers = worker_count(encoder, options.get("decoder", "auto"), workers)
-    limit = max(1, budget // (workers + 1) // bytes_per_frame(encoder, keep))
+    limit = max(1, budget // (workers + 1) // bytes_per_frame(keep, encoder.grid, encoder.dim, encoder.token_dtype))
     stream = stream_videos(gathering.note(tasks), encoder, sampling, workers=workers, max_frames=limit, **options)
     with closing(stream):
         for event in stream:
@@ -293,11 +290,11 @@ class _Gathering:
         return None
 
 
-def bytes_per_frame(encoder: Encoder, keep: Iterable[str]) -> int:
+def bytes_per_frame(keep: Iterable[str], grid: tuple[int, int], dim: int, token_dtype: torch.dtype) -> int:
     """What is kept of a frame."""
-    size, patches = encoder.token_dtype.itemsize, encoder.grid[0] * encoder.grid[1]
-    sizes = {"patches": patches * encoder.dim * size, "attention": 4 * patches}
-    return 64 + 4 * encoder.dim + sum(sizes.get(name, 4 * encoder.dim) for name in set(keep))
+    patches = grid[0] * grid[1]
+    sizes = {"patches": patches * dim * token_dtype.itemsize, "attention": 4 * patches}
+    return 64 + 4 * dim + sum(sizes.get(name, 4 * dim) for name in set(keep))
 
 
 def kept_rows(encoded: EncodedFrames, keep: Iterable[str]) -> dict[str, Tensor]:

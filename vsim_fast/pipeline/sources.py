@@ -7,6 +7,7 @@ import pickle
 import queue
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -179,34 +180,49 @@ class DecodeProcesses:
 
 
 class DecodeThreads:
-    """A `Source` of threads, for decoders that deliver to a GPU. A crash ends the process, a hang is not noticed."""
+    """A `Source` of threads, for decoders that deliver to a GPU. A crash ends this process; a thread that hangs is
+    left behind, `Failed(worker_died=True)`, and another takes its place."""
 
-    def __init__(self, tasks: Iterable[Task], options: ReadOptions, *, workers: int, queue_frames: int):
-        self._tasks, self._drawing, self._closing = iter(tasks), threading.Lock(), threading.Event()
-        size = max(workers, queue_frames // options.block_frames)
-        self._events: queue.Queue[Any] = queue.Queue(size)
+    def __init__(self, tasks: Iterable[Task], options: ReadOptions, *, workers: int, queue_frames: int, timeout: float):
+        self._tasks, self._options, self._timeout = iter(tasks), options, timeout
+        self._drawing, self._closing = threading.Lock(), threading.Event()
+        self._events: queue.Queue[Any] = queue.Queue(max(workers, queue_frames // options.block_frames))
         self._running = workers
-        target = partial(self._read, options)
-        self._threads = [threading.Thread(target=target, name="vsim-decode", daemon=True) for _ in range(workers)]
-        for thread in self._threads:
-            thread.start()
+        self._waited_for: dict[int, tuple[float, threading.Thread]] = {}
+        """Videos being read: when they last gave something, and to whom."""
+        self._threads = [self._start() for _ in range(workers)]
 
     def events(self, idle_seconds: float) -> Iterator[Event | None]:
-        return _taken(self._events, idle_seconds)
+        looked = time.monotonic()
+        for event in _taken(self._events, idle_seconds):
+            yield event
+            if (now := time.monotonic()) - looked > WATCH_SECONDS:
+                looked = now
+                yield from self._leave_behind(now)
 
     def close(self) -> None:
         self._closing.set()
         for thread in self._threads:
             thread.join()
 
-    def _read(self, options: ReadOptions) -> None:
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="vsim-decode", daemon=True)
+        thread.start()
+        return thread
+
+    def _leave_behind(self, now: float) -> Iterator[Failed]:
+        for number, (since, thread) in list(self._waited_for.items()):
+            if now - since > self._timeout and self._waited_for.pop(number, None) is not None:
+                self._threads.remove(thread)
+                self._threads.append(self._start())
+                reason = f"no progress for {self._timeout:g} s while it was read"
+                yield Failed(number, WorkerDied("", reason), worker_died=True)
+
+    def _run(self) -> None:
         try:
             while (task := self._next()) is not None:
-                events = read_video(task, options)
-                for event in events:
-                    if not self._put(event):
-                        events.close()
-                        return
+                if not self._read(task):
+                    return
         except BaseException as error:
             self._put(error)
         with self._drawing:
@@ -214,6 +230,17 @@ class DecodeThreads:
             last = not self._running
         if last:
             self._put(_END)
+
+    def _read(self, task: Task) -> bool:
+        """False where this thread is not needed any more."""
+        self._waited_for[task.number] = time.monotonic(), threading.current_thread()
+        events = read_video(task, self._options)
+        for event in events:
+            if self._waited_for.pop(task.number, None) is None or not self._put(event):
+                events.close()
+                return False
+            self._waited_for[task.number] = time.monotonic(), threading.current_thread()
+        return self._waited_for.pop(task.number, None) is not None
 
     def _next(self) -> Task | None:
         with self._drawing:
