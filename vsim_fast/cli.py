@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -415,7 +415,8 @@ def embed(
 
     timings = Timings()
     timings.add("import", time.perf_counter() - STARTED)
-    with _progress(progress_.value) as progress, _drained_by_interrupt() as stop:
+    # Ray prints what happens to its workers on stdout.
+    with _progress(progress_.value) as progress, _drained_by_interrupt() as stop, redirect_stdout(sys.stderr):
         result = run(
             paths, output_dir=output_dir, encoder=_encoder_spec(model), image_size=image_size, fps=fps,
             max_frames=max_frames, keep=[name.strip() for name in keep.split(",") if name.strip()],

@@ -18,6 +18,7 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
+from ray.data.exceptions import SystemException
 from ray.exceptions import RayError, RayTaskError
 
 import vsim_fast
@@ -45,8 +46,6 @@ ROUND_VIDEOS = 256
 ROUND_VIDEOS_PER_DECODER = 64
 ROUND_TRIES = 3
 """Rounds that a video may take part in, and rounds in a row that may end without a single result."""
-TASK_RETRIES = 3
-"""Of a piece of work whose actor died."""
 PACKED_BATCHES = 4
 """Frames given to an encode actor at a time, in batches: only the last of them is not full."""
 BLOCK_BYTES = 32 << 20
@@ -61,8 +60,8 @@ class RayEngine:
     """An `Engine` of Ray Data actors: those that decode take a CPU each, those that encode a GPU, or a CPU where the
     cluster has no GPU.
 
-    Tasks go in rounds, a data set each. Actors that die are replaced and their work is repeated by Ray; what a round
-    ends without is put into the next.
+    Tasks go in rounds, a data set each. Ray Data replaces actors that die and repeats their work, always, and lets
+    decoding wait while its share of the object store is full. What a round ends without is put into the next.
 
     Args:
         address: of a running cluster: "auto", HOST:PORT or ray://HOST:PORT; default the one this process is connected
@@ -194,16 +193,15 @@ class RayEngine:
         limits = context.execution_options.resource_limits
         bound = STORE_BYTES_PER_ACTOR * (self.decoders + self.encoders)
         context.execution_options.resource_limits = limits.copy(object_store_memory=bound)
-        lasting = dict(max_restarts=-1, max_task_retries=TASK_RETRIES)
-        pixels = facts.pixels()
+        pixels, packed = facts.pixels(), PACKED_BATCHES * facts.batch_size
         frames = data.map_batches(
-            Decode, batch_size=1, batch_format="pyarrow", compute=_pool(self.decoders), **self._decode_resources,
-            fn_constructor_args=(options, 2 * facts.batch_size, config.timeout, pixels), **lasting,
+            Decode, batch_size=1, batch_format="pyarrow", **self._decode_resources,
+            compute=_pool(self.decoders, len(tasks)),
+            fn_constructor_args=(options, 2 * facts.batch_size, config.timeout, pixels),
         )  # fmt: skip
         features = frames.map_batches(
-            Encode, batch_size=PACKED_BATCHES * facts.batch_size, batch_format="pyarrow", compute=_pool(self.encoders),
-            fn_constructor_args=(config, self._kind, pixels, facts.features(config.keep)), **lasting,
-            **self._encode_resources,
+            Encode, batch_size=packed, batch_format="pyarrow", compute=_pool(self.encoders, len(tasks) // packed),
+            fn_constructor_args=(config, self._kind, pixels, facts.features(config.keep)), **self._encode_resources,
         )  # fmt: skip
         yield from features.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
@@ -236,13 +234,13 @@ class _Video:
         event = self.end.event
         if isinstance(event, Failed):
             return EncodedVideo(self.task.path, error=event.error, worker_died=event.worker_died)
-        return self.gathered.result(
-            self.task.path, self.end.info, event.report, tuple(encoder["grid"]), encoder["id"]
-        )
+        return self.gathered.result(self.task.path, self.end.info, event.report, tuple(encoder["grid"]), encoder["id"])
 
 
-def _pool(size: int) -> ray.data.ActorPoolStrategy:
-    return ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2)
+def _pool(most: int, inputs: int) -> ray.data.ActorPoolStrategy:
+    """All actors at once, or as few as there are inputs; then Ray Data adds those that it finds work for."""
+    least = max(1, min(most, inputs))
+    return ray.data.ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=2)
 
 
 def _in_thread(tables: Iterator[pa.Table]) -> Iterator[pa.Table | None]:
@@ -340,9 +338,11 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except RayTaskError as error:
-        cause = error
+        cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, VsimError) and not isinstance(cause, RayTaskError):
                 raise cause from None
             cause = getattr(cause, "cause", None) or cause.__cause__
         raise RuntimeError(f"an actor of Ray failed: {error}") from error
+    except SystemException as error:
+        raise DeviceError(f"Ray Data cannot go on: {error}") from error
