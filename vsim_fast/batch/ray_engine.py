@@ -6,6 +6,8 @@ import logging
 import os
 import pickle
 import queue
+import socket
+import sysconfig
 import threading
 import time
 from collections.abc import Iterator
@@ -52,7 +54,8 @@ BLOCK_BYTES = 32 << 20
 """A Ray object with frames."""
 STORE_BYTES_PER_ACTOR = 256 << 20
 """Of Ray's object store; decoding waits when that is used."""
-TICK_SECONDS, QUIET_SECONDS, LEAVE_SECONDS = 0.05, 0.5, 2.0
+TICK_SECONDS, QUIET_SECONDS, LEAVE_SECONDS, CONNECT_SECONDS = 0.05, 0.5, 2.0, 10.0
+_ROOT = str(Path(vsim_fast.__file__).parents[1])
 _END = object()
 
 
@@ -292,7 +295,12 @@ def _connect(address: str | None) -> None:
         options |= {"include_dashboard": False, "num_cpus": usable_cores()}
     else:
         options["address"] = address
+        if _ROOT not in map(str, (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))):
+            options["runtime_env"] = {"env_vars": {"PYTHONPATH": _ROOT + os.pathsep + "${PYTHONPATH}"}}
+        host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
+        if address is not None and port.isdecimal():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         with _environment():
             ray.init(**options)
     except (RayError, OSError, RuntimeError, ValueError) as error:
@@ -303,9 +311,8 @@ def _connect(address: str | None) -> None:
 @contextmanager
 def _environment() -> Iterator[None]:
     """What the processes of a Ray started here inherit: where this package is, and to tell their logs, not us."""
-    root = str(Path(vsim_fast.__file__).parents[1])
     new = {
-        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")])),
         "RAY_BACKEND_LOG_LEVEL": "fatal",
     }
     old = {name: os.environ.get(name) for name in new}
