@@ -200,7 +200,7 @@ LIST_LINES = {
         ("v/gone.mp4", "no such file or folder (v/l.txt, line 4)"),
         ("v/l.csv", "a list must name videos, this is a list (v/l.txt, line 5)"),
         ("v/x*.mkv", "no video matches this pattern (v/l.txt, line 7)"),
-        ("v/" + "y" * 300, "no such file or folder (v/l.txt, line 8)"),
+        ("v/" + "y" * 300, "File name too long (v/l.txt, line 8)"),
     ]),
     "l.csv": (b'size,file\n1,a.mkv\n2\n3,"no\nfile"\n4,\n5,sub\n', [
         ("2", "the row has nothing in column file (v/l.csv, line 3)"),

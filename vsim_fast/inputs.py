@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import hashlib
 import io
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -215,22 +217,26 @@ class _Search:
     def _add_path(self, path: str, relative: str | None = None, where: str = "") -> None:
         """`relative`, `where`: how a list names it, and which."""
         try:
-            exists = os.path.exists(path)
+            mode = os.stat(path).st_mode
         except ValueError as error:  # a null character
             self.missing.append(Missing(path[:SHOWN], f"no path: {error}{where}"))
-            return
-        if os.path.isdir(path):
-            videos = self._videos(self._walk(path))
-            self._take(video._replace(relative=relative) if not video.relative else video for video in videos)
-        elif exists and relative is not None and _suffix(path) in LIST_SUFFIXES:
-            self.missing.append(Missing(path, f"a list must name videos, this is a list{where}"))
-        elif exists:
-            self._take([_Entry(path, os.path.islink(path), relative)])
-        elif glob.has_magic(path):
-            self._add_pattern(path, where)
+        except OSError as error:
+            if glob.has_magic(path):
+                self._add_pattern(path, where)
+            elif os.path.islink(path):
+                self.missing.append(Missing(path, f"a link to nothing{where}"))
+            else:
+                absent = error.errno in (errno.ENOENT, errno.ENOTDIR)
+                reason = "no such file or folder" if absent else error.strerror or str(error)
+                self.missing.append(Missing(path, reason + where))
         else:
-            reason = "a link to nothing" if os.path.islink(path) else "no such file or folder"
-            self.missing.append(Missing(path, reason + where))
+            if stat.S_ISDIR(mode):
+                videos = self._videos(self._walk(path))
+                self._take(video._replace(relative=relative) if not video.relative else video for video in videos)
+            elif relative is not None and _suffix(path) in LIST_SUFFIXES:
+                self.missing.append(Missing(path, f"a list must name videos, this is a list{where}"))
+            else:
+                self._take([_Entry(path, os.path.islink(path), relative)])
 
     def _add_url(self, url: str, relative: str | None = None, where: str = "") -> None:
         if remote.scheme(url) == "file":
