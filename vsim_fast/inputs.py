@@ -102,11 +102,11 @@ def find_videos(
             or {"videos": [...]}) is a list of such paths, relative to the list. A URL of `remote.SCHEMES` that ends in
             one of VIDEO_SUFFIXES, and any of http(s), is taken as it is and not looked at; another stands for what is
             below it or matches it; file:// is a local path. Any other file is taken for a video.
-        include: patterns of which what is found must match one.  exclude: patterns of which it must match none, and
-            which keep the search out of folders that match. A pattern with a slash is held against the path relative
-            to the searched folder (`**` stands for any number of folders), to the folders that a pattern in `sets`
-            names outright, or as a list has it; one without, against the last name. Upper and lower case are the
-            same in a suffix. Files and folders of images that are named outright are not held against any.
+        include: patterns of which what is found must match one.  exclude: patterns of which neither it nor a folder on
+            the way to it may match one. A pattern with a slash is held against the path relative to the searched
+            folder (`**` stands for any number of folders), to the folders that a pattern in `sets` names outright, or
+            as a list has it; one without, against the last name. Upper and lower case are the same in a suffix. Files
+            and folders of images that are named outright are not held against any.
         skip_folders: folders that are not entered.
         images: a folder that holds images, and no video at any depth, counts as one video, by the folder's name.
     Returns:
@@ -340,7 +340,9 @@ class _Search:
     def _passes(self, relative: str | None) -> bool:
         if relative is None:
             return True
-        passes = not _fits(relative, self._exclude) and (not self._include or _fits(relative, self._include))
+        parts = relative.split(os.sep) if self._exclude else []
+        excluded = any(_fits(os.sep.join(parts[: n + 1]), self._exclude) for n in range(len(parts)))  # or its folders
+        passes = not excluded and (not self._include or _fits(relative, self._include))
         self.left_out += not passes
         return passes
 
