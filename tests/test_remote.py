@@ -148,6 +148,20 @@ def test_many_threads_on_a_small_cache(memory, tmp_path, monkeypatch):
         assert sum(map(len, copies(cache))) <= 64
 
 
+def test_a_copy_that_came_since_it_was_looked_for_is_taken(memory, tmp_path, monkeypatch):
+    memory.pipe_file("/a", b"a")
+    held, inodes = Cache._held, []
+
+    def first_fetched_by_another(self, path):
+        monkeypatch.setattr(Cache, "_held", held)
+        with Cache(tmp_path, 10).local("memory://a") as path:
+            inodes.append(path.stat().st_ino)
+
+    monkeypatch.setattr(Cache, "_held", first_fetched_by_another)
+    with Cache(tmp_path, 10).local("memory://a") as path:
+        assert [path.stat().st_ino] == inodes and copies(Cache(tmp_path, 10)) == ["a"]
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
@@ -269,6 +283,12 @@ def test_http_without_anything_to_go_by_is_fetched_each_time(server, tmp_path):
         with cache.local(f"{server.url}/a") as path:
             assert path.read_bytes() == b"one"
     assert [asked for _, asked in server.asked].count(None) == 2
+    server.answers["/b"] = (200, {}, b"b" * 98)  # its size comes with it
+    with cache.local(f"{server.url}/b"):
+        assert copies(cache) == ["b" * 98]
+    server.answers["/c"] = (206, {"Last-Modified": "now", "Content-Range": "bytes 0-0/101"}, b"c")
+    with pytest.raises(OpenError, match="101 bytes are more than the 100"):
+        cache.stamp(f"{server.url}/c")
 
 
 @pytest.mark.parametrize(

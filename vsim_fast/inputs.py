@@ -108,7 +108,7 @@ def find_videos(
             as a list has it; one without, against the last name. Upper and lower case are the same in a suffix. Files
             and folders of images that are named outright are not held against any.
         skip_folders: folders that are not entered.
-        images: a folder that holds images, and no video at any depth, counts as one video, by the folder's name.
+        images: a local folder that holds images, and no video at any depth, counts as one video, by the folder's name.
     Returns:
         The files in order: sets and paths as given, the contents of a folder by name.
     Raises:

@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -115,21 +115,22 @@ class Cache:
         Raises: as `stamp`; OpenError: it breaks off, takes longer than `max_seconds` or keeps changing.
             OutputError: the copy cannot be written.
         """
-        for _ in range(ATTEMPTS):
-            stamp = self.stamp(url)
-            path = self._path(url, stamp)
-            with output_errors(path):
-                held = self._held(path)
-                if held is None:
-                    held = self._fetched(url, stamp, path)
-            if held is not None:
-                break
-        else:
-            raise OpenError(url, f"it changed while it was fetched, {ATTEMPTS} times")
+        path, held = self._taken(url)
         try:
             yield path
         finally:
             _release(held)
+
+    def _taken(self, url: str) -> tuple[Path, int]:
+        """A copy and the lock that keeps it."""
+        for _ in range(ATTEMPTS):
+            stamp = self.stamp(url)
+            path = self._path(url, stamp)
+            with suppress(_Changed), output_errors(path):
+                while (held := self._held(path)) is None and (held := self._fetched(url, stamp, path)) is None:
+                    pass  # another has just fetched it
+                return path, held
+        raise OpenError(url, f"it changed while it was fetched, {ATTEMPTS} times")
 
     def _path(self, url: str, stamp: str | None) -> Path:
         stamp = secrets.token_hex() if stamp is None else stamp  # never found again
@@ -148,14 +149,15 @@ class Cache:
         return _used(path, handle)
 
     def _fetched(self, url: str, stamp: str | None, path: Path) -> int | None:
-        """The same on a new copy; None when it must be tried again: another has just fetched it, or it changed."""
+        """The same on a new copy; None when another has fetched it since it was looked for, or gave up.
+
+        Raises: _Changed."""
         partial = path.with_name(f"{path.name}.partial")
         handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            if not _is_name_of(partial, handle):  # whoever had the lock is done with it
-                os.close(handle)
-                return None
+            if not _is_name_of(partial, handle) or path.exists():
+                raise _Late
             with self._opened(url) as remote:
                 if remote.stamp != stamp:
                     raise _Changed
@@ -165,6 +167,8 @@ class Cache:
                     size += len(chunk)
                     self._require_small(url, size)
                     _write(handle, chunk)
+            if remote.size is None:
+                self._make_room(handle, size)
             if remote.size not in (None, size):
                 raise OpenError(url, f"it ended early: {size} of {remote.size} bytes")
             os.replace(partial, path)
@@ -172,17 +176,17 @@ class Cache:
             if _is_name_of(partial, handle):
                 partial.unlink()
             _release(handle)
-            if isinstance(error, _Changed):
+            if isinstance(error, _Late):
                 return None
             raise
         fcntl.flock(handle, fcntl.LOCK_SH)
         return _used(path, handle)
 
     def _make_room(self, handle: int, size: int) -> None:
-        """Room for a new copy: removes what was used longest ago, then gives the file its size, which others see."""
+        """Gives a new copy its size, which others see, and removes what was used longest ago to make room for it."""
         with open(self.folder / ".lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            copies, taken = [], size
+            copies, taken = [], size - os.fstat(handle).st_size
             for entry in os.scandir(self.folder):
                 if _CACHED.fullmatch(entry.name):
                     try:
@@ -233,6 +237,10 @@ class _Remote(NamedTuple):
     chunks: Iterator[bytes]
 
 
+class _Late(Exception):
+    """Whoever had the lock before is done with this file."""
+
+
 class _Changed(Exception):
     """The file is another than when it was looked at."""
 
@@ -248,11 +256,12 @@ def _file_system(url: str) -> Any:
         raise OpenError(url, f"{kind}:// is not read here, but {', '.join(f'{name}://' for name in SCHEMES)}")
     import fsspec
 
-    try:  # by name: a URL may not choose options or further file systems, as fsspec's own chains do
-        return fsspec.filesystem(kind, use_listings_cache=False)
-    except ImportError:
-        package = PACKAGES[kind]
-        raise VsimError(f"{url}: {kind}:// needs the package {package}: pip install 'vsim_fast[remote]'") from None
+    with _reported(url):
+        try:  # by name: a URL may not choose options or further file systems, as fsspec's own chains do
+            return fsspec.filesystem(kind, use_listings_cache=False)
+        except ImportError:
+            package = PACKAGES[kind]
+            raise VsimError(f"{url}: {kind}:// needs the package {package}: pip install 'vsim_fast[remote]'") from None
 
 
 @contextmanager

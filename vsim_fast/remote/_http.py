@@ -32,7 +32,7 @@ UNICAST = ipaddress.ip_network("2000::/3")
 class Answer(NamedTuple):
     size: int | None
     stamp: str | None
-    """Entity tag, time and size; None when the server gives neither of the first two."""
+    """Entity tag and time, without a tag time and size; None when the server gives neither tag nor time."""
     chunks: Iterator[bytes]
 
 
@@ -82,7 +82,7 @@ def _answer(url: str, response: http.client.HTTPResponse, head: bool, ends: floa
         size = response.getheader("Content-Range", "").rpartition("/")[2]
     size = int(size) if size and size.isdecimal() else None
     tag, modified = response.getheader("ETag"), response.getheader("Last-Modified")
-    stamp = None if tag is None and modified is None else f"{tag} {modified} {size}"
+    stamp = f"{tag} {modified}" if tag else f"{modified} {size}" if modified else None
     return Answer(size, stamp, _chunks(url, response, ends))
 
 
