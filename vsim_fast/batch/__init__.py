@@ -102,7 +102,7 @@ def embed(
     _check(keep, save_format, shard, max_failures)
     folder = Path(output_dir)
     with timings.stage("find"):
-        found = find_videos(paths, exclude=[folder])
+        found = find_videos(paths, skip_folders=[folder])
     config = EngineConfig(
         encoder, precision, image_size, offline, Sampling(fps=fps, max_frames=max_frames), tuple(sorted(set(keep))),
         decoder, workers, timeout, isolate,
