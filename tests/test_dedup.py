@@ -449,7 +449,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(take, run, monkeypatch
         patch.setattr(reading, "read_copy_video", growing)
         result = run()
     assert [file.reason for file in result.files if file.status == "failed"] == [
-        "it changed while it was read; run again once it is complete"
+        "it changed while it was read; run again"
     ]
     assert run().status == "complete"
 
