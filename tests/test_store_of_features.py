@@ -74,7 +74,7 @@ def test_what_is_recorded_comes_back(folder, store, tmp_path):
     keys = [row.key for row in rows] + ["k9", None, "k7"]
     for opened in (store, Store(folder)):
         states = opened.states(paths, keys)
-        assert states[1] == State("done", None, 0, {"n": 1}, rows[1].outputs, rows[1].feature_file)
+        assert states[1] == State("done", None, 0, rows[1].outputs, rows[1].feature_file, '{"n": 1}')
         assert [state.status for state in states] == ["done"] * 3 + ["failed", "new", "new"]
         assert [state.reason for state in states[3:]] == ["no video stream", "permission denied", None]
         assert len(opened) == 3 and opened.meta("last_run") == {"done": 3} and opened.meta("no") is None

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import tempfile
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
@@ -111,24 +112,34 @@ class Failed(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a store knows of a file. `outputs` are those of this path, `facts` and `feature_file` its content's."""
+    """What a store knows of a file."""
 
     status: Status
     reason: str | None = None
     """Also of a "new" one, if its failure was not to be remembered."""
     strikes: int = 0
-    facts: dict[str, Any] | None = None
     outputs: Mapping[str, tuple[int, str]] = {}
+    """Of this path; whoever has another one with the same content has its own."""
     feature_file: FeatureFile | None = None
+    facts_json: str | None = None
+
+    @property
+    def facts(self) -> dict[str, Any] | None:
+        """Of what is done. Parsed here: of 100,000 states nearly all are asked for their status alone."""
+        return None if self.facts_json is None else json.loads(self.facts_json)
 
 
 class StoredVideo(NamedTuple):
     key: str
     paths: tuple[str, ...]
-    """Absolute, by name; all have this content."""
-    name: str
-    """NAME of the first of them."""
+    """Absolute, in alphabetical order; all have this content."""
+    names: tuple[str, ...]
+    """NAME of each that has one; the key, if none has."""
     facts: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
 
 
 class Problem(NamedTuple):
@@ -562,27 +573,28 @@ class Store:
 
     def states(self, paths: Sequence[str | Path], keys: Sequence[str | None]) -> list[State]:
         """What is known of files and their contents; a failure without a key is the path's."""
+        with _collection_paused():
+            return self._states(paths, keys)
+
+    def _states(self, paths: Sequence[str | Path], keys: Sequence[str | None]) -> list[State]:
         texts = self._texts(paths)
         named = json.dumps([key for key in keys if key])
         query = "select key, facts, file, size, digest from contents where key in (select value from json_each(?))"
-        rows = self._ledger.read(query, (named,))
-        contents = {
-            key: (facts, FeatureFile(*stored))
-            for (key, _, *stored), facts in zip(rows, _parsed(row[1] for row in rows), strict=True)
-        }
+        contents = {row[0]: row for row in self._ledger.read(query, (named,))}
         query = "select path, key, outputs from paths where path in (select value from json_each(?))"
         rows = [row for row in self._ledger.read(query, (json.dumps(texts),)) if row[2]]
+        made = _parsed(row[2] for row in rows)
         outputs = {
-            (path, key): {name: tuple(told) for name, told in made.items()}
-            for (path, key, _), made in zip(rows, _parsed(row[2] for row in rows), strict=True)
+            (path, key): {name: (size, digest) for name, (size, digest) in each.items()}
+            for (path, key, _), each in zip(rows, made, strict=True)
         }
         query = "select subject, status, reason, remembered, strikes from failures"
         failures = {subject: values for subject, *values in self._ledger.read(query)}
         states = []
         for text, key in zip(texts, keys, strict=True):
             if key in contents:
-                facts, stored = contents[key]
-                states.append(State("done", None, 0, facts, outputs.get((text, key), {}), stored))
+                _, facts, *stored = contents[key]
+                states.append(State("done", None, 0, outputs.get((text, key), {}), FeatureFile(*stored), facts))
             elif failure := failures.get(key or text):
                 status, reason, remembered, strikes = failure
                 states.append(State(status if remembered else "new", reason, strikes))
@@ -594,8 +606,12 @@ class Store:
         """Contents that are done."""
         return self._ledger.read("select count(*) from contents")[0][0]
 
-    def videos(self) -> Iterator[StoredVideo]:
+    def videos(self) -> list[StoredVideo]:
         """Contents that are done and that some path has, in the order in which they were done first."""
+        with _collection_paused(), self._ledger.snapshot():
+            return list(self._videos())
+
+    def _videos(self) -> Iterator[StoredVideo]:
         contents = self._ledger.read(
             "select key, facts from contents where key in (select key from paths) order by id"
         )
@@ -603,9 +619,8 @@ class Store:
         for key, path, name in self._ledger.read("select key, path, name from paths order by path"):
             paths[key].append((path, name))
         for (key, _), facts in zip(contents, _parsed(row[1] for row in contents), strict=True):
-            if found := paths[key]:  # a run that writes may have come between the two questions
-                named = next((name for _, name in found if name), key)
-                yield StoredVideo(key, tuple(path for path, _ in found), named, facts)
+            names = tuple(name for _, name in paths[key] if name)
+            yield StoredVideo(key, tuple(path for path, _ in paths[key]), names or (key,), facts)
 
     def features(self, key: str, names: Iterable[str] | None = None, *, mmap: bool = True) -> dict[str, np.ndarray]:
         """Tensors of a content by name, all or `names`; mapped into memory, so that only what is touched is read.
@@ -620,9 +635,10 @@ class Store:
     def embeddings(self) -> tuple[list[StoredVideo], np.ndarray]:
         """The videos, and their embeddings float32 [N, D], mapped if the last writing run ended orderly. A video whose
         feature file is damaged is left out, with a note."""
-        lines, files = self._embedding_lines()
+        with self._ledger.snapshot():
+            lines, files = self._embedding_lines()
+            videos = list(self._videos())
         vectors, numbers = gathered(lines, *self._embeddings.read(), lambda n: self._embedding(files[n]))
-        videos = list(self.videos())
         return [videos[n] for n in numbers], vectors
 
     def _embedding_lines(self) -> tuple[list[str], list[str]]:
@@ -724,8 +740,9 @@ class Store:
         if root is None:
             return
         sizes = _Sizes(Path(root))
-        for path, key, outputs in self._ledger.read("select path, key, outputs from paths where outputs is not null"):
-            for name, (size, digest) in json.loads(outputs).items():
+        rows = self._ledger.read("select path, key, outputs from paths where outputs is not null order by path")
+        for (path, key, _), outputs in zip(rows, _parsed(row[2] for row in rows), strict=True):
+            for name, (size, digest) in outputs.items():
                 reason = _wrong_size(sizes[name], size)
                 if content and reason is None:
                     try:
@@ -746,6 +763,18 @@ class Store:
         return [self._text(path) for path in paths]
 
 
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """While many objects are made that all stay, looking for garbage among them takes as long as making them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class _Sizes(dict[str, int | None]):
     """Sizes of files below a folder by relative names, of a folder its files' sum; each folder is listed once."""
 
@@ -758,8 +787,10 @@ class _Sizes(dict[str, int | None]):
             self._listed.add(folder)
             prefix = f"{folder}/" if folder else ""
             for entry in _entries(self._root / folder):
-                inside = _entries(entry.path) if entry.is_dir() else [entry]
-                self[prefix + entry.name] = sum(each.stat().st_size for each in inside)
+                if entry.is_dir():
+                    self[prefix + entry.name] = sum(inside.stat().st_size for inside in _entries(entry.path))
+                else:
+                    self[prefix + entry.name] = entry.stat().st_size
         return self.setdefault(name, None)
 
 
