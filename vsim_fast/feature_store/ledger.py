@@ -109,15 +109,19 @@ def kind(database: sqlite3.Connection) -> tuple[int, int]:
     return application, version
 
 
-def is_whole(database: sqlite3.Connection) -> bool:
+def is_whole(database: sqlite3.Connection, path: Path) -> bool:
     """Raises: sqlite3.DatabaseError."""
-    return database.execute("pragma quick_check(1)").fetchone()[0] == "ok"
+    (size,) = database.execute("pragma page_size").fetchone()
+    cut = os.path.getsize(path) % size  # SQLite would fill the last page up with zeros
+    return not cut and database.execute("pragma quick_check(1)").fetchone()[0] == "ok"
 
 
 @contextmanager
 def database_errors(path: Path) -> Iterator[None]:
     try:
         yield
+    except sqlite3.ProgrammingError:
+        raise
     except sqlite3.Error as error:
         cure = "free space or write elsewhere" if "full" in str(error) else "move this file away and run again"
         raise OutputError(f"{path}: {error}; {cure}") from error

@@ -19,7 +19,7 @@ import tempfile
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
@@ -217,14 +217,13 @@ class Store:
                 self.notes.append(f"{LEDGER}: {fault}; made again from the feature files")
             with output_errors(path):
                 self._set_aside(path)
-                with atomic_path(self.folder / SETTINGS) as partial:
-                    partial.write_text(json.dumps(self.settings, indent=2, sort_keys=True) + "\n")
             with database_errors(path):
                 database = self._created(connect(path, write=True))
         self._ledger = Ledger(database, path)
         if fault:
             self._read_log()
         self._adopt()
+        self._mend()
         self._abandoned = self._read_in_flight()
         with atomic_path(self.folder / IN_FLIGHT) as partial:
             partial.write_text("".join(_flight("+", text) for text in self._abandoned))
@@ -268,7 +267,7 @@ class Store:
                     f"{path}: made by vsim_fast {_made_by(database)} (schema {version}), this is vsim_fast "
                     f"{__version__} (schema {SCHEMA}); use that version, or take another folder"
                 )
-            elif self.write and not is_whole(database):
+            elif self.write and not is_whole(database, path):
                 fault = "damaged"
             else:
                 (settings,) = database.execute("select value from meta where name = 'settings'").fetchone()
@@ -334,7 +333,7 @@ class Store:
     def _read_log(self) -> None:
         """Names and contents of paths, for a ledger that is lost."""
         found: dict[str, dict[str, str]] = {"name": {}, "key": {}}
-        for line in _lines(self.folder / PATHS):
+        for line in _content(self.folder / PATHS).splitlines():
             with suppress(ValueError, KeyError, TypeError):  # cut off
                 what, path, value = json.loads(line)
                 found[what][path] = value
@@ -363,6 +362,21 @@ class Store:
             with self._ledger.writing() as database:
                 database.executemany(f"insert or ignore {CONTENT}", found)
 
+    def _mend(self) -> None:
+        """What would stand in for a lost ledger is whole."""
+        path, text = self.folder / SETTINGS, json.dumps(self.settings, indent=2, sort_keys=True) + "\n"
+        if _content(path) != text.encode():
+            with atomic_path(path) as partial:
+                partial.write_text(text)
+        path = self.folder / PATHS
+        ((names, keys),) = self._ledger.read("select count(name), count(key) from paths")
+        if _content(path).count(b"\n") < names + keys:  # it is not flushed to the disk: it may end early
+            rows = self._ledger.read("select path, name, key from paths order by path")
+            lines = [_logged("name", text, name) for text, name, _ in rows if name]
+            lines += [_logged("key", text, key) for text, _, key in rows if key]
+            with atomic_path(path) as partial:
+                partial.write_text("".join(lines))
+
     def _feature_files(self) -> set[str]:
         """Names of what is in features/, relative to the folder; a writing run removes what killed ones left."""
         found = set()
@@ -376,7 +390,7 @@ class Store:
 
     def _read_in_flight(self) -> list[str]:
         begun: dict[str, None] = {}
-        for line in _lines(self.folder / IN_FLIGHT):
+        for line in _content(self.folder / IN_FLIGHT).splitlines():
             with suppress(ValueError):  # cut off
                 text = json.loads(line[1:])
                 if line[:1] == b"+":
@@ -459,7 +473,7 @@ class Store:
                 rows = [(text, name, _folded(name)) for text, name in new.items()]
                 query = "insert into paths (path, name, folded) values (?, ?, ?) on conflict (path) do update set "
                 database.executemany(query + "name = excluded.name, folded = excluded.folded", rows)
-                self._append(PATHS, self._log, (f"{json.dumps(['name', *row])}\n" for row in new.items()))
+                self._append(PATHS, self._log, (_logged("name", *row) for row in new.items()))
         return [known.get(text) or new[text] for text in texts]
 
     def write_features(
@@ -470,35 +484,33 @@ class Store:
 
     def record(self, rows: Iterable[Done | Failed]) -> None:
         """What became of videos, all in one transaction. What is done has no failure and no strike any more."""
+        rows = list(rows)
         done = [row for row in rows if isinstance(row, Done)]
         failed = [row for row in rows if isinstance(row, Failed)]
         with self._writing() as database:
-            self._write_pending(database)
             contents = [(row.key, json.dumps(dict(row.facts)), *_stored(row.feature_file)) for row in done]
             database.executemany(f"insert {CONTENT} {AGAIN}", contents)
             texts = self._texts([row.path for row in done])
             paths = [(text, row.key, json.dumps(dict(row.outputs))) for text, row in zip(texts, done, strict=True)]
+            self._log_keys(database, [path[:2] for path in paths])
             database.executemany(DONE_PATH, paths)
             cleared = [(subject,) for row, text in zip(done, texts, strict=True) for subject in (row.key, text)]
             database.executemany("delete from failures where subject = ?", cleared)
             texts = self._texts([row.path for row in failed])
             values = [
-                (row.key or text, text, row.status, row.reason, row.remembered)
+                (row.key or text, text, row.status, _encodable(row.reason), row.remembered)
                 for row, text in zip(failed, texts, strict=True)
             ]
             database.executemany(FAILED, values)
-            lines = (f"{json.dumps(['key', text, key])}\n" for text, key, _ in paths)
-            self._append(PATHS, self._log, lines)
 
     def add_strike(self, path: str | Path, reason: str) -> int:
         """A process died over this file: how often that happened to its content (to the path, if its key is not noted).
         On disk when this returns."""
         text = self._text(path)
         with self._writing() as database:
-            self._write_pending(database)
             row = database.execute("select key from paths where path = ?", (text,)).fetchone()
             subject = row[0] if row and row[0] else text
-            return database.execute(STRIKE, (subject, text, reason)).fetchone()[0]
+            return database.execute(STRIKE, (subject, text, _encodable(reason))).fetchone()[0]
 
     def begin(self, paths: Iterable[str | Path]) -> None:
         """Note that files are being worked on. A run that is killed leaves this behind; the disk is not waited for."""
@@ -540,27 +552,35 @@ class Store:
 
     def flush(self) -> None:
         """Commit what is noted, and bring the file of embeddings up to date."""
-        if self._pending:
-            with self._writing() as database:
-                self._write_pending(database)
+        with self._writing():
+            pass
         lines, files = self._embedding_lines()
         self._embeddings.update(lines, lambda n: self._embedding(files[n]))
 
-    def _write_pending(self, database: sqlite3.Connection) -> None:
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction, which takes along what is noted."""
+        self._require_writing()
         noted = list(self._pending.items())
-        database.executemany(NOTE, [(text, key, *stamp) for text, (key, stamp) in noted])
+        with self._ledger.writing() as database:
+            self._log_keys(database, [(text, key) for text, (key, _) in noted])
+            database.executemany(NOTE, [(text, key, *stamp) for text, (key, stamp) in noted])
+            yield database
         for text, value in noted:
             if self._pending.get(text) is value:
                 del self._pending[text]
 
-    def _writing(self) -> AbstractContextManager[sqlite3.Connection]:
+    def _log_keys(self, database: sqlite3.Connection, keys: list[tuple[str, str]]) -> None:
+        query = "select path, key from paths where path in (select value from json_each(?))"
+        known = dict(database.execute(query, (json.dumps([text for text, _ in keys]),)).fetchall())
+        self._append(PATHS, self._log, (_logged("key", *each) for each in keys if known.get(each[0]) != each[1]))
+
+    def _require_writing(self) -> None:
         if not self.write:
             raise UsageError(f"{self.folder}: this store was opened for reading; open it with write=True")
-        return self._ledger.writing()
 
     def _append(self, name: str, file: BinaryIO | None, lines: Iterable[str]) -> None:
-        if file is None:
-            raise UsageError(f"{self.folder}: this store was opened for reading; open it with write=True")
+        self._require_writing()
         with output_errors(self.folder / name):
             file.write("".join(lines).encode())  # unbuffered: there when this process is killed
 
@@ -817,11 +837,11 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def _lines(path: Path) -> list[bytes]:
+def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes().splitlines()
-    except OSError:
-        return []
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def _appending(path: Path) -> BinaryIO:
@@ -836,6 +856,15 @@ def _appending(path: Path) -> BinaryIO:
 
 def _flight(sign: str, text: str) -> str:
     return f"{sign}{json.dumps(text)}\n"
+
+
+def _logged(what: Literal["name", "key"], text: str, value: str) -> str:
+    return f"{json.dumps([what, text, value])}\n"
+
+
+def _encodable(text: str) -> str:
+    """A file name in a message may be no UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _folded(name: str) -> str:
