@@ -106,7 +106,7 @@ int64_t top_k(const Array<T>& queries, const Array<T>& vectors, const Array<floa
   return vsim::top_k_cpu(args, level, threads);
 }
 
-// (first bad vector or -1, pairs [M, 2], scores [M])
+// (first bad vector, -1, or -2 if there are more than `most`; pairs [M, 2]; scores [M])
 template <class T>
 py::tuple pairs_above(const Array<T>& vectors, const Array<float>& mean, float threshold, int64_t most, int64_t threads,
                       const std::string& simd) {

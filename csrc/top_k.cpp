@@ -6,8 +6,6 @@
 #include <memory>
 #include <mutex>
 #include <new>
-#include <stdexcept>
-#include <string>
 
 #include "parallel.h"
 #include "simd.h"
@@ -197,7 +195,7 @@ int64_t pairs_above_cpu(const VectorSet& vectors, bool half, int64_t D, const fl
     bad.add(kernel(scan, first, end, first, N, thresholds, thresholds + (block + 15) / 16 * 16));
   });
   if (bad.get() >= 0) return bad.get();
-  if (total.load() > most) throw std::length_error("more pairs than " + std::to_string(most));
+  if (total.load() > most) return -2;
   for (auto& part : found) {
     if (part.out_of_memory) throw std::bad_alloc();
     pairs.insert(pairs.end(), part.pairs.begin(), part.pairs.end());

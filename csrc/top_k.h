@@ -50,7 +50,7 @@ struct Pair {
 // Both return the first vector that is longer than kLongest or not finite, or -1.
 int64_t top_k_cpu(const TopK& args, Simd simd, int64_t threads);
 
-// By i, then j. Throws std::length_error when there are more than `most`.
+// By i, then j. -2 and none when there are more than `most`.
 int64_t pairs_above_cpu(const VectorSet& vectors, bool half, int64_t D, const float* mean, float threshold, int64_t most,
                         std::vector<Pair>& pairs, Simd simd, int64_t threads);
 

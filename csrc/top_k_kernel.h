@@ -88,6 +88,17 @@ VSIM_INLINE float product(const T* row, const float* query, int64_t D) {
 }
 
 template <class T>
+VSIM_INLINE float squared_length(const T* row, int64_t D) {
+  Vec sum[2] = {};
+  int64_t d = 0;
+  for (; d + 2 * L <= D; d += 2 * L)
+    for (int c = 0; c < 2; ++c) sum[c] += load_as_float(row + d + c * L) * load_as_float(row + d + c * L);
+  for (; d + L <= D; d += L) sum[0] += load_as_float(row + d) * load_as_float(row + d);
+  if (d < D) sum[1] += load_last(row + d, D - d) * load_last(row + d, D - d);
+  return total<L>(sum[0] + sum[1]);
+}
+
+template <class T>
 void ready(const Scan& g, int64_t first, int64_t count, int64_t wide, float* thresholds, const Space& z) {
   const int64_t words = wide / kUnit, lanes = (count + L - 1) / L * L;
   const double slack = (double)(g.D + 16) * 0x1p-22;
@@ -223,9 +234,12 @@ int64_t scan_few(const Scan& g, int64_t query, int64_t count, int64_t from, int6
   for (int64_t v = from; v < to; ++v) {
     const T* row = static_cast<const T*>(g.vectors.rows) + v * g.D;
     fetch_ahead<T>(g, smaller(v + kRows, to), smaller(v + kRows + 1, to));
+    if (!(squared_length(row, g.D) < kLongest * kLongest)) {
+      if (bad < 0) bad = v;
+      continue;
+    }
     for (int64_t q = 0; q < count; ++q) {
       const float score = product(row, z.queries + q * wide, g.D);
-      if (!(__builtin_fabsf(score) < __builtin_inff()) && bad < 0) bad = v;
       if (score >= z.thresholds[q]) z.thresholds[q] = g.found(g.context, query + q, v, score);
     }
   }
@@ -243,7 +257,7 @@ int64_t scan_many(const Scan& g, int64_t query, int64_t count, int64_t from, int
       rounded[r] = round_to_codes(row, g.D, wide, z, z.codes + r * wide);
       if (!(rounded[r].length < kLongest)) {
         if (bad < 0) bad = v + r;
-        rounded[r] = {0, 0, 0};
+        rounded[r] = {0, __builtin_nanf(""), 0};  // a bound that reaches no threshold
       }
     }
     fetch_ahead<T>(g, v + rows, smaller(v + rows + kRows, to));
