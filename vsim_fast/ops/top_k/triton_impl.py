@@ -97,15 +97,17 @@ def multiprocessors(tensor: Tensor) -> int:
 
 
 def choose_tile(queries: int, k: int, dtype: torch.dtype) -> tuple[int, Tile]:
-    """(BQ, Tile with BN as bm). The list lies in registers beside the accumulators: fewer queries where it is long."""
-    few = queries <= BQ_FEW or k > 32
+    """(BQ, Tile with BN as bm). The list lies in registers beside the accumulators: where it is long a program takes
+    fewer queries, and 8 warps share it. Other shapes of these spill, as `compile_cases` shows."""
     if dtype == torch.float32:
-        return BQ_FEW, Tile(64, 32, 4, 2)
-    return (BQ_FEW if few else BQ), Tile(128, 64, 4 if few else 8, 3)
+        return BQ_FEW, Tile(64, 32, 8, 2)
+    if k > 32:
+        return BQ_FEW, Tile(128, 64, 8, 3)
+    return (BQ_FEW, Tile(128, 64, 4, 3)) if queries <= BQ_FEW else (BQ, Tile(128, 64, 8, 3))
 
 
 def compile_cases() -> list[CompileCase]:
-    """As launched for 100 queries and for one, D = 768, k = 10 and 100."""
+    """As launched for 100 queries and for one, D = 768, k = 10 and 128."""
     cases = []
     for kind, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
         for queries, k in ((100, 10), (1, 10), (100, 128)):
