@@ -174,7 +174,7 @@ def test_only_what_is_new_is_computed(take, run, calls):
 
 
 def test_a_lower_bound_computes_what_was_kept_as_a_score_alone(take, run, calls, monkeypatch):
-    monkeypatch.setattr("vsim_fast.feature_store.KEEP_FROM", 2)
+    monkeypatch.setattr("vsim_fast.feature_store.pairs.KEEP_FROM", 2)
     take("a.mp4", "b.mp4", "a_small.mp4")
     assert run(min_score=1).counts["pairs_listed"] == 0
     calls.take()
@@ -409,7 +409,7 @@ def test_damaged_features_are_made_again(take, run, calls, harm):
             data[-1000] ^= 1
             path.write_bytes(data)
         elif harm == "made by another version":
-            path.write_bytes(data.replace(b'"schema":"1"', b'"schema":"0"'))
+            path.write_bytes(data.replace(rb'\"format\":1', rb'\"format\":0'))
         else:
             path.write_bytes(data[:-9] if harm == "cut off" else b"\xff" * len(data))
     take("b.mp4")  # so that features are needed

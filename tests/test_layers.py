@@ -19,7 +19,7 @@ LAYERS = [  # lowest first; names in one set are peers
     {"similarity", "alignment", "all_pairs", "pairs", "fingerprints", "retrieval", "nerv", "evaluation"},
     {"copies"},
     {"pipeline", "report", "motion_study", "feature_store", "grouping"},
-    {"frame_encoder"},
+    {"frame_encoder", "exports"},
     {"copy_reader"},
     {"analysis", "comparison", "deduplication", "batch", "benchmark", "doctor", "models"},
     {"cli"},

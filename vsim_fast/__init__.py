@@ -45,6 +45,7 @@ _EXPORTS = {  # public name -> module that defines it
     "analyze": "analysis",
     "compare": "comparison",
     "dedup": "deduplication",
+    "Store": "feature_store",
     "read_pairs": "evaluation",
     "read_truth": "evaluation",
     "evaluate": "evaluation",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -48,7 +49,7 @@ def sync(path: Path) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary sibling of `path` to write to: renamed to `path` when the block ends, removed when it raises."""
     path = Path(path)
-    partial = path.with_name(f".{path.name}{PARTIAL}{os.getpid()}")
+    partial = path.with_name(f".{path.name}{PARTIAL}{os.getpid()}-{threading.get_native_id()}")
     with output_errors(path):
         try:
             yield partial
@@ -82,7 +83,7 @@ class OutputFolder:
         """Temporary files of runs that were killed."""
         for folder in self.path.glob(f"{PARTIAL}*"):
             pid = folder.name.removeprefix(PARTIAL)
-            if pid.isdigit() and not _is_running(int(pid)):
+            if pid.isdigit() and not is_running(int(pid)):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def file(self, name: str) -> Path:
@@ -229,7 +230,7 @@ class ArrayWriter:
             self.abort()
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -40,7 +40,7 @@ from vsim_fast.deduplication.records import (
 from vsim_fast.encode import load_encoder
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import UsageError
-from vsim_fast.feature_store import FeatureStore
+from vsim_fast.feature_store.pairs import FeatureStore
 from vsim_fast.inputs import Inputs, find_videos, path_id
 from vsim_fast.pipeline import Timings
 from vsim_fast.records import Progress

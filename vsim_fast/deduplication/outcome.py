@@ -15,7 +15,7 @@ from vsim_fast.copies import SIGNALS, PairScores
 from vsim_fast.deduplication.pairing import Compared
 from vsim_fast.deduplication.reading import Reader
 from vsim_fast.deduplication.records import COLUMNS, DedupResult, DuplicateGroup, File, Match, Member, PairRow
-from vsim_fast.feature_store import PairTable
+from vsim_fast.feature_store.pairs import PairTable
 from vsim_fast.grouping import Quality, groups, keep_order
 from vsim_fast.pipeline import Timings
 from vsim_fast.report.duplicates import ReviewGroup, ReviewMember, ReviewPage, ReviewVideo

@@ -11,7 +11,8 @@ import numpy as np
 from vsim_fast.copies import THRESHOLDS, CopyFeatures, PairScores, score_pairs
 from vsim_fast.deduplication.reading import Reader
 from vsim_fast.deduplication.records import DecidedVideo, Decisions, File, PairRow
-from vsim_fast.feature_store import PairTable, settings_hash
+from vsim_fast.feature_store import settings_hash
+from vsim_fast.feature_store.pairs import PairTable
 from vsim_fast.inputs import Inputs
 from vsim_fast.records import Progress
 

@@ -11,7 +11,8 @@ from vsim_fast.copy_reader import Noise, noise_for, read_copy_video
 from vsim_fast.deduplication.records import File
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import CorruptVideo, DecodeError, UsageError
-from vsim_fast.feature_store import DamagedFeatures, FeatureStore, content_key, settings_hash
+from vsim_fast.feature_store import DamagedFeatures, content_key, settings_hash
+from vsim_fast.feature_store.pairs import FeatureStore
 from vsim_fast.inputs import Inputs, path_id
 from vsim_fast.pipeline import Timings
 from vsim_fast.records import Progress

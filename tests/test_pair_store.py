@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from vsim_fast import feature_store as module
 from vsim_fast.copies import SIGNALS, PairScores
 from vsim_fast.errors import OutputError
-from vsim_fast.feature_store import DamagedFeatures, FeatureStore, content_key
+from vsim_fast.feature_store import DamagedFeatures, content_key
+from vsim_fast.feature_store import pairs as module
+from vsim_fast.feature_store.pairs import FeatureStore
 
 MIB = 1 << 20
 
@@ -80,7 +81,8 @@ def test_failures_are_remembered_until_the_features_are_there(store):
 
 
 def test_one_run_at_a_time(tmp_path, store):
-    with pytest.raises(OutputError, match=rf"store: in use by another run \(process {os.getpid()}\); wait for it, or"):
+    told = rf"store: in use by another run \(process {os.getpid()} on .*\); wait for it, or"
+    with pytest.raises(OutputError, match=told):
         FeatureStore(tmp_path / "store")
     store.__exit__()
     with FeatureStore(tmp_path / "store"):
@@ -170,7 +172,7 @@ def test_nothing_is_half_written(store, monkeypatch):
 def test_a_killed_run_leaves_no_lock(tmp_path):
     script = (
         "import sys, os; sys.path[:0] = sys.argv[2:]\n"
-        "from vsim_fast.feature_store import FeatureStore\n"
+        "from vsim_fast.feature_store.pairs import FeatureStore\n"
         "store = FeatureStore(sys.argv[1]); os.kill(os.getpid(), 9)"
     )
     ended = subprocess.run([sys.executable, "-c", script, tmp_path / "store", *sys.path])

@@ -1,4 +1,4 @@
-"""What was computed once, on disk: features per file, scores per pair. A renamed file keeps them, an edited one not.
+"""What comparing all videos with each other keeps: features per content, scores per pair.
 
     FOLDER/<content key>.<settings>.safetensors     features and thumbnails of one video, its facts in the header
     FOLDER/ledger.sqlite                            which file has which content, what failed, the scores of pairs
@@ -9,31 +9,25 @@ Nothing here is precious: what is missing or damaged is computed again.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import os
 import sqlite3
 import time
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load
 from torch import Tensor
 
 from vsim_fast.copies import SIGNALS, PairScores
-from vsim_fast.errors import OutputError, VsimError
-from vsim_fast.store import atomic_path, output_errors
+from vsim_fast.errors import OutputError
+from vsim_fast.feature_store.files import DamagedFeatures, FeatureReader, write_tensors
+from vsim_fast.feature_store.keys import Stamp, content_key, stamp
+from vsim_fast.feature_store.ledger import Ledger, Lock, connect, database_errors, is_whole, kind
+from vsim_fast.store import output_errors
 
 SCHEMA = 1
-WINDOW, WINDOWS = 1 << 20, 17
-"""A file is known by its size and this many MiB of it, evenly spaced from the first to the last."""
 KEEP_FROM = 0.2
 """Score from which a pair's numbers are kept whole, and not the score alone."""
 FLUSH_PAIRS, FLUSH_SECONDS = 50_000, 20.0
@@ -50,35 +44,6 @@ create index alike on pairs (context) where verdict != 'different';
 MATCH = np.dtype([("query", "<u2"), ("ref", "<u2"), ("similarity", "<f4")])
 
 
-class DamagedFeatures(VsimError):
-    """A feature file is not what was written; computing the features again is the cure."""
-
-
-def content_key(path: str | os.PathLike) -> str:
-    """What tells one file's content from another's: BLAKE2b of WINDOWS windows (of all of it, if smaller) and the size.
-
-    An edit that keeps the size and touches no window goes unseen; re-encoding, cutting and tagging change the size or
-    an end of the file.  Raises: OSError.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size <= WINDOW * WINDOWS:
-            while chunk := file.read(WINDOW):
-                digest.update(chunk)
-        else:
-            for n in range(WINDOWS):
-                file.seek(n * (size - WINDOW) // (WINDOWS - 1))
-                digest.update(file.read(WINDOW))
-    return f"{digest.hexdigest()}-{size}"
-
-
-def settings_hash(settings: Mapping[str, Any]) -> str:
-    """Twelve characters that stand for `settings` (JSON values)."""
-    text = json.dumps(settings, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-
-
 class FeatureStore:
     """The folder, for one run at a time; a context manager.
 
@@ -92,52 +57,50 @@ class FeatureStore:
         self.folder, self.notes = Path(folder), []
         with output_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.folder / "lock")
+        self._lock = Lock(self.folder / "lock")
         try:
-            self._database = self._opened(self.folder / "ledger.sqlite")
+            self.ledger = self._opened(self.folder / "ledger.sqlite")
         except BaseException:
-            self._lock.close()
+            self._lock.release()
             raise
 
     def __enter__(self) -> FeatureStore:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._database.close()
-        self._lock.close()
+        self.ledger.close()
+        self._lock.release()
 
     def key(self, path: str | os.PathLike) -> str:
-        """`content_key` of a file, without reading one that is unchanged since (path, size, time, inode)."""
-        name, status = os.fsencode(os.path.abspath(path)), os.stat(path)
-        stamp = (status.st_size, status.st_mtime_ns, status.st_ino)
-        with self._writing() as database:
-            row = database.execute("select size, mtime_ns, inode, key from files where path = ?", (name,)).fetchone()
-            if row and row[:3] == stamp:
-                return row[3]
-            key = content_key(path)
-            database.execute("replace into files values (?, ?, ?, ?, ?)", (name, *stamp, key))
+        """`content_key` of a file, without reading one that has the stamp it had."""
+        name, found = os.fsencode(os.path.abspath(path)), stamp(path)
+        rows = self.ledger.read("select size, mtime_ns, inode, key from files where path = ?", (name,))
+        for *noted, key in rows:
+            if Stamp(*noted) == found:
+                return key
+        key = content_key(path)
+        with self.ledger.writing() as database:
+            database.execute("replace into files values (?, ?, ?, ?, ?)", (name, *found, key))
         return key
 
     def failure(self, key: str, settings: str) -> str | None:
         """Why a file of this content could not be read, if that is known."""
-        row = self._database.execute("select reason from failures where key = ? and settings = ?", (key, settings))
-        return next((reason for (reason,) in row), None)
+        rows = self.ledger.read("select reason from failures where key = ? and settings = ?", (key, settings))
+        return rows[0][0] if rows else None
 
     def add_failure(self, key: str, settings: str, reason: str) -> None:
-        with self._writing() as database:
+        with self.ledger.writing() as database:
             database.execute("replace into failures values (?, ?, ?)", (key, settings, reason))
 
     def add(
         self, key: str, settings: str, features: Mapping[str, Tensor], thumbnails: Sequence[bytes], facts: Any
     ) -> None:
         """Features of one video (tensors of any device), JPEG pictures, and facts (JSON)."""
-        tensors = {f"features.{name}": tensor.detach().cpu().contiguous() for name, tensor in features.items()}
-        header = {"schema": str(SCHEMA), "facts": json.dumps(facts), "crc32": str(_checksum(tensors))}
-        tensors["thumbnails"] = torch.tensor(np.frombuffer(b"".join(thumbnails), np.uint8))
-        tensors["thumbnail_ends"] = torch.tensor(np.cumsum([len(data) for data in thumbnails], dtype=np.int64))
-        with atomic_path(self._path(key, settings)) as partial:
-            save_file(tensors, partial, header)
-        with self._writing() as database:
+        tensors: dict[str, Tensor | np.ndarray] = {f"features.{name}": tensor for name, tensor in features.items()}
+        tensors["thumbnails"] = np.frombuffer(b"".join(thumbnails), np.uint8)
+        tensors["thumbnail_ends"] = np.cumsum([len(data) for data in thumbnails], dtype=np.int64)
+        write_tensors(self._path(key, settings), tensors, {"facts": facts})
+        with self.ledger.writing() as database:
             database.execute("delete from failures where key = ? and settings = ?", (key, settings))
 
     def facts(self, key: str, settings: str) -> Any | None:
@@ -145,24 +108,24 @@ class FeatureStore:
         if not self._path(key, settings).exists():
             return None
         try:
-            with self._file(key, settings) as file:
-                return json.loads(file.metadata()["facts"])
+            return FeatureReader(self._path(key, settings)).metadata["facts"]
         except DamagedFeatures as error:
             self.notes.append(f"{error}; made again")
             return None
 
     def features(self, key: str, settings: str) -> dict[str, Tensor]:
         """Raises: DamagedFeatures: missing, cut off, or not the bytes that were written."""
-        with self._file(key, settings) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith("features.")}  # noqa: SIM118
-            if str(_checksum(tensors)) != file.metadata()["crc32"]:
-                raise DamagedFeatures(f"{self._path(key, settings).name}: the checksum does not fit")
-        return {name.removeprefix("features."): tensor for name, tensor in tensors.items()}
+        path = self._path(key, settings)
+        FeatureReader(path).check()
+        tensors = load(path.read_bytes())
+        return {
+            name.removeprefix("features."): tensor for name, tensor in tensors.items() if name.startswith("features.")
+        }
 
     def thumbnails(self, key: str, settings: str) -> list[bytes]:
         """The JPEG pictures, as given.  Raises: DamagedFeatures."""
-        with self._file(key, settings) as file:
-            data, ends = file.get_tensor("thumbnails").numpy().tobytes(), file.get_tensor("thumbnail_ends").tolist()
+        found = FeatureReader(self._path(key, settings)).arrays(["thumbnails", "thumbnail_ends"])
+        data, ends = found["thumbnails"].tobytes(), found["thumbnail_ends"].tolist()
         return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     def pairs(self, context: str, keys: Sequence[str]) -> PairTable:
@@ -172,24 +135,15 @@ class FeatureStore:
     def _path(self, key: str, settings: str) -> Path:
         return self.folder / f"{key}.{settings}.safetensors"
 
-    @contextmanager
-    def _file(self, key: str, settings: str) -> Iterator[Any]:
-        path = self._path(key, settings)
-        try:
-            with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get("schema") != str(SCHEMA):
-                    raise DamagedFeatures(f"{path.name}: written by another version")
-                yield file
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise DamagedFeatures(f"{path.name}: damaged features ({error})") from None
-
-    def _opened(self, path: Path) -> sqlite3.Connection:
+    def _opened(self, path: Path) -> Ledger:
         if path.exists():
-            database = sqlite3.connect(path, isolation_level=None)
+            database = connect(path, write=True)
             try:
-                version = database.execute("pragma user_version").fetchone()[0]
-                if version == SCHEMA and database.execute("pragma quick_check(1)").fetchone()[0] == "ok":
-                    return database
+                application, version = kind(database)
+                if application:
+                    raise OutputError(f"{path}: this is the ledger of another kind of store; take another folder")
+                if version == SCHEMA and is_whole(database):
+                    return Ledger(database, path)
                 reason = "damaged" if version == SCHEMA else f"of another version ({version}, not {SCHEMA})"
             except sqlite3.OperationalError as error:  # cannot be opened: not ours to remove
                 raise OutputError(f"{path}: {error}") from error
@@ -199,22 +153,10 @@ class FeatureStore:
             self.notes.append(f"{path.name}: {reason}; begun anew, all pairs are compared again")
             path.unlink()
             path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
-        with _database_errors(path):
-            database = sqlite3.connect(path, isolation_level=None)
+        with database_errors(path):
+            database = connect(path, write=True)
             database.executescript(f"begin; {TABLES} pragma user_version = {SCHEMA}; commit;")
-        return database
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it or, if the block raises, nothing."""
-        with _database_errors(self.folder / "ledger.sqlite"):
-            self._database.execute("begin")
-            try:
-                yield self._database
-            except BaseException:
-                self._database.execute("rollback")
-                raise
-            self._database.execute("commit")
+        return Ledger(database, path)
 
 
 class PairTable:
@@ -227,11 +169,11 @@ class PairTable:
 
     def __init__(self, store: FeatureStore, context: str, keys: Sequence[str]):
         self._store, self.keep_from = store, KEEP_FROM
-        with store._writing() as database:
+        with store.ledger.writing() as database:
             database.execute("insert or ignore into contexts (name) values (?)", (context,))
             database.executemany("insert or ignore into videos (key) values (?)", ((key,) for key in keys))
-        read = store._database.execute
-        (self._context,) = read("select id from contexts where name = ?", (context,)).fetchone()
+        read = store.ledger.read
+        ((self._context,),) = read("select id from contexts where name = ?", (context,))
         ids = dict(read("select key, id from videos"))
         self._ids = np.array([ids[key] for key in keys], np.int64)
         self._position = np.full(max(ids.values(), default=0) + 1, -1)
@@ -243,7 +185,7 @@ class PairTable:
         """float32 [Q, R] of positions int64 [Q] and [R] (each position once), nan where not computed yet."""
         table = np.full((len(queries), len(refs)), np.nan, np.float32)
         row_of, column_of = (self._place(positions) for positions in (queries, refs))
-        rows = self._store._database.execute(
+        rows = self._store.ledger.database.execute(
             "select newer, is_query, scores from done where context = ?", (self._context,)
         )
         for newer, is_query, blob in rows:
@@ -270,7 +212,7 @@ class PairTable:
         wanted = np.isnan(scores)
         if min_score < np.float32(KEEP_FROM) and (scores >= min_score).any():
             kept = np.zeros((len(queries), len(refs)), bool)
-            found = self._store._database.execute(
+            found = self._store.ledger.database.execute(
                 "select query, ref from pairs where context = ?", (self._context,)
             ).fetchall()
             ids = np.array(found, np.int64).reshape(-1, 2)
@@ -289,7 +231,7 @@ class PairTable:
 
     def flush(self) -> None:
         done: dict[tuple[int, int], np.ndarray] = {}
-        with self._store._writing() as database:
+        with self._store.ledger.writing() as database:
             for query, ref, scores in self._waiting:
                 newer, older, is_query = max(query, ref), min(query, ref), int(query >= ref)
                 if (newer, is_query) not in done:
@@ -306,7 +248,7 @@ class PairTable:
         self._flushed = time.monotonic()
 
     def _row(self, newer: int, is_query: int) -> np.ndarray:
-        found = self._store._database.execute(
+        found = self._store.ledger.database.execute(
             "select scores from done where context = ? and newer = ? and is_query = ?",
             (self._context, newer, is_query),
         ).fetchone()
@@ -315,7 +257,7 @@ class PairTable:
     def __getitem__(self, pair: tuple[int, int]) -> PairScores:
         """All scores of a pair.  Raises: KeyError: it is not kept whole."""
         query, ref = (int(self._ids[n]) for n in pair)
-        row = self._store._database.execute(
+        row = self._store.ledger.database.execute(
             "select numbers, orientation, verdict, duplicate, reason, matches from pairs "
             "where context = ? and query = ? and ref = ?",
             (self._context, query, ref),
@@ -326,7 +268,7 @@ class PairTable:
 
     def alike(self) -> Iterator[tuple[int, int, PairScores]]:
         """The pairs that are not "different", as (query, ref, scores)."""
-        rows = self._store._database.execute(
+        rows = self._store.ledger.database.execute(
             "select query, ref, numbers, orientation, verdict, duplicate, reason, matches from pairs "
             "where context = ? and verdict != 'different' order by query, ref",
             (self._context,),
@@ -360,37 +302,3 @@ def _unpacked(
         *values[:6], orientation, verdict, bool(duplicate), reason, dict(zip(SIGNALS, values[6:], strict=True)),
         np.frombuffer(matches, MATCH).tolist(),
     )  # fmt: skip
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    value = 0
-    for name in sorted(tensors):
-        value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), value)
-    return value
-
-
-def _locked(path: Path) -> Any:
-    """The file, open and locked until it is closed or the process ends."""
-    with output_errors(path):
-        file = open(path, "a+")  # noqa: SIM115 - lives as long as the store
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            process = file.read(20).strip() or "unknown"
-            file.close()
-            raise OutputError(
-                f"{path.parent}: in use by another run (process {process}); wait for it, or write to another folder"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-    return file
-
-
-@contextmanager
-def _database_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise OutputError(f"{path}: {error}; free space, or remove this file and run again") from error
