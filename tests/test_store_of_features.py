@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import pytest
 import torch
 
 import vsim_fast
-from vsim_fast.errors import OutputError, UsageError
-from vsim_fast.feature_store import DamagedFeatures, Done, Failed, Problem, State, Store, file_digest, stamp
+from vsim_fast.feature_store import Done, Failed, State, Store, file_digest
 
 SETTINGS = {"encoder": {"spec": "builtin", "image_size": 224}, "sampling": {"fps": 1.0}, "keep": ["pooled"]}
 

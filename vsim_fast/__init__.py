@@ -42,6 +42,7 @@ _EXPORTS = {  # public name -> module that defines it
     "run_motion_study": "motion_study",
     "FrameEncoder": "frame_encoder",
     "DINOv3Encoder": "frame_encoder",
+    "encode_videos": "pipeline",
     "analyze": "analysis",
     "compare": "comparison",
     "dedup": "deduplication",

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -60,6 +61,23 @@ class Orientations(StrEnum):
 class Reduce(StrEnum):
     stats = "stats"
     topk = "topk"
+
+
+class SaveFormat(StrEnum):
+    numpy = "numpy"
+    json = "json"
+    both = "both"
+
+
+class Layout(StrEnum):
+    safetensors = "safetensors"
+    npy = "npy"
+
+
+class ProgressKind(StrEnum):
+    auto = "auto"
+    plain = "plain"
+    json = "json"
 
 
 class ArrayType(StrEnum):
@@ -325,6 +343,122 @@ def dedup(
 
 
 @app.command()
+def embed(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Folders (searched through), files, quoted patterns like 'a/**/*.mp4', lists (.txt, .csv, .json).",
+            show_default=False,
+        ),
+    ] = None,
+    video_dir: Annotated[str | None, typer.Option(help="The same, as an option.", show_default=False)] = None,
+    output_dir: Annotated[Path, typer.Option(help="Where the results go; a run into it again goes on.")] = Path(
+        "embeddings"
+    ),
+    model: Annotated[str, typer.Option("--model", help="Encoder, as for analyze.")] = "builtin",
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the encoder's input; default the model's own.", show_default=False)
+    ] = None,
+    fps: Annotated[float, typer.Option(help="Frames taken per second.")] = 1.0,
+    max_frames: Annotated[int, typer.Option(help="Most frames per video; more are thinned out evenly.")] = 100,
+    keep: Annotated[
+        str, typer.Option(help="Features to store: of patches,cls,attention,pooled; the embedding always is.")
+    ] = "pooled",
+    save_format: Annotated[SaveFormat, typer.Option(help="Of the embedding of each video.")] = SaveFormat.both,
+    consolidated: Annotated[
+        bool | None,
+        typer.Option(
+            "--consolidated/--no-consolidated", help="All embeddings in one JSON.", show_default="up to 10,000 videos"
+        ),
+    ] = None,
+    summary: Annotated[bool, typer.Option("--summary/--no-summary", help="Write summary.json.")] = True,
+    layout: Annotated[Layout, typer.Option(help="Of the store's files.")] = Layout.safetensors,
+    device: Annotated[
+        str, typer.Option(help="auto (every GPU, else the CPU), cpu, mps, cuda:N; several with commas, a process each.")
+    ] = "auto",
+    precision: Annotated[Precision, typer.Option(help="Of the encoder.")] = Precision.auto,
+    decoder: Annotated[Decoder, typer.Option(help="nvdec decodes on the GPU.")] = Decoder.auto,
+    workers: Annotated[
+        int | None, typer.Option(help="Videos decoded at a time.", show_default="cores, at most 4; 8 on a GPU")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds without progress until a decoder is ended.")] = 120.0,
+    shard: Annotated[
+        str | None, typer.Option(help="I/N: only each N-th video from the I-th on.", show_default=False)
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Read files again that could not be read before.")
+    ] = False,
+    max_failures: Annotated[
+        int | None, typer.Option(help="End the run when more videos than this have failed.", show_default=False)
+    ] = None,
+    progress_: Annotated[
+        ProgressKind, typer.Option("--progress", help="A bar, lines, or JSON lines on stderr.")
+    ] = ProgressKind.auto,
+    offline: Offline = False,
+    json_: Json = False,
+) -> None:
+    """Embeddings and features of many videos. Whatever ends a run, the next one into the same folder goes on."""
+    paths = [*(paths or []), *([video_dir] if video_dir is not None else [])]
+    if not paths:
+        raise UsageError("give folders or files: vsim embed PATHS...")
+    from vsim_fast.batch import embed as run
+    from vsim_fast.pipeline import Timings
+
+    timings = Timings()
+    timings.add("import", time.perf_counter() - STARTED)
+    with _progress(progress_.value) as progress, _drained_by_interrupt() as stop:
+        result = run(
+            paths, output_dir=output_dir, encoder=_encoder_spec(model), image_size=image_size, fps=fps,
+            max_frames=max_frames, keep=[name.strip() for name in keep.split(",") if name.strip()],
+            save_format=save_format.value, consolidated=consolidated, summary=summary, layout=layout.value,
+            device=device, precision=precision.value, decoder=decoder.value, workers=workers, timeout=timeout,
+            shard=_shard(shard), retry_failed=retry_failed, max_failures=max_failures, offline=offline, stop=stop,
+            progress=progress, timings=timings, started=STARTED,
+        )  # fmt: skip
+    if json_:
+        print(result.model_dump_json())
+    else:
+        _print_embedded(result)
+    if code := EMBED_CODES[result.status]:
+        raise typer.Exit(code)
+
+
+EMBED_CODES = {
+    "complete": 0, "partial": EXIT_PARTLY, "nothing": EXIT_NOTHING, "interrupted": EXIT_INTERRUPTED,
+    "stopped": EXIT_ERROR,
+}  # fmt: skip
+
+
+@app.command()
+def status(folder: Annotated[Path, typer.Argument(help="Output folder of embed.")], json_: Json = False) -> None:
+    """How far the videos of an output folder are, what failed and why; also while a run works there."""
+    from vsim_fast.batch.inspection import batch_status
+
+    found = batch_status(folder)
+    if json_:
+        print(json.dumps(found))
+    else:
+        _print_status(found)
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="Output folder of embed.")], json_: Json = False) -> None:
+    """Read every file of an output folder and compare it with what was written. Damaged ones are made again by the
+    next run."""
+    from vsim_fast.batch.inspection import verify as run
+
+    found = run(folder)
+    if json_:
+        print(found.model_dump_json())
+    else:
+        for problem in found.problems:
+            print(f"{problem.file}: {problem.reason}", file=sys.stderr)
+        print(f"the files of {found.videos} videos read, {len(found.problems)} damaged or missing")
+    if found.problems:
+        raise typer.Exit(EXIT_PARTLY)
+
+
+@app.command()
 def doctor(json_: Json = False) -> None:
     """What this machine can do, and for each thing it cannot: why, and the cure."""
     from vsim_fast.doctor import diagnose, exit_code
@@ -403,13 +537,14 @@ def bench(
 class _Bar:
     """Progress on stderr: a bar in a terminal, a line now and then elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, plain: bool = False) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.bar_shown = self.console.is_terminal and not plain
+        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.bar_shown)
         self.tasks: dict[str, Any] = {}
         self.last_line = time.perf_counter()
 
@@ -422,16 +557,73 @@ class _Bar:
             self.tasks[stage] = self.bar.add_task(stage, total=total)
         self.bar.update(self.tasks[stage], completed=done)
         now = time.perf_counter()
-        if not self.console.is_terminal and (now - self.last_line > 10):
+        if not self.bar_shown and now - self.last_line > 10:
             self.last_line = now
             print(f"{stage}: {done} of {total}", file=sys.stderr)
 
+    def batch(self, snapshot: Any) -> None:
+        ended = snapshot.done + snapshot.failed
+        facts = (
+            f"{snapshot.videos_per_second:.1f} videos/s, {snapshot.frames_per_second:.0f} frames/s, decoders "
+            f"{snapshot.decoders_busy:.0%}, encoder {snapshot.encoder_busy:.0%}, {snapshot.failed} failed"
+        )
+        if "videos" not in self.tasks:
+            self.tasks["videos"] = self.bar.add_task("videos", total=snapshot.total)
+        self.bar.update(self.tasks["videos"], completed=ended, total=snapshot.total, description=f"videos ({facts})")
+        now = time.perf_counter()
+        if not self.bar_shown and now - self.last_line > 10:
+            self.last_line = now
+            left = "" if snapshot.seconds_left is None else f", {snapshot.seconds_left:.0f} s left"
+            print(f"{ended} of {snapshot.total} videos: {facts}{left}", file=sys.stderr, flush=True)
+
+
+class _JsonLines:
+    """Progress as one JSON object per line on stderr, for machines."""
+
+    def advance(self, stage: str, done: int, total: int) -> None:
+        print(json.dumps({"stage": stage, "done": done, "total": total}), file=sys.stderr, flush=True)
+
+    def batch(self, snapshot: Any) -> None:
+        print(snapshot.model_dump_json(), file=sys.stderr, flush=True)
+
 
 @contextmanager
-def _progress():
-    bar = _Bar()
+def _progress(kind: str = "auto"):
+    if kind == "json":
+        yield _JsonLines()
+        return
+    bar = _Bar(plain=kind == "plain")
     with bar.bar:
         yield bar
+
+
+@contextmanager
+def _drained_by_interrupt():
+    """An event that the first Ctrl-C sets; the second raises KeyboardInterrupt."""
+    import threading
+
+    stop = threading.Event()
+
+    def interrupted(*_: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        print("finishing what has begun; interrupt again to end at once", file=sys.stderr, flush=True)
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, slash, count = text.partition("/")
+    if not (slash and first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        raise UsageError(f"--shard must be I/N with 1 <= I <= N, got {text!r}")
+    return int(first), int(count)
 
 
 def _print_analysis(summary: Any) -> None:
@@ -555,14 +747,51 @@ def _print_duplicates(result: Any, *, against: bool) -> None:
     )
 
 
+def _print_embedded(result: Any) -> None:
+    for video in result.failed_videos[:SHOWN_GROUPS]:
+        what = "given up" if video["status"] == "quarantined" else "not read"
+        print(f"{what}: {video['video_path']}: {video['reason']}", file=sys.stderr)
+    if (rest := len(result.failed_videos) - SHOWN_GROUPS) > 0:
+        print(f"and {rest} more that failed, see summary.json", file=sys.stderr)
+    _print_note_lines(result.notes, ((video["video_path"], video["notes"]) for video in result.results))
+    encoder, seconds = result.encoder, result.timings["total"]
+    decoders = " and ".join(sorted({video["decoder"] for video in result.results if video["decoder"]})) or "none"
+    state = {"interrupted": "interrupted: ", "stopped": "stopped, too many failures: "}.get(result.status, "")
+    print(
+        f"{state}{result.processed} of {result.total_videos} videos have their embedding ({result.computed} new, "
+        f"{result.frames} frames), {result.failed} failed, in {seconds:.1f} s -> {result.output_dir}; "
+        f"decoder {decoders}, device {encoder['device']}, {encoder['token_dtype']}, encoder {encoder['spec']}"
+        + (" (random weights)" if encoder["random_weights"] else "")
+    )
+
+
+def _print_status(found: dict[str, Any]) -> None:
+    print(
+        f"{found['folder']}: {found['files']} files done ({found['videos']} contents, "
+        f"{_size(found['feature_bytes'])}), {found['failed']} failed, {found['quarantined']} given up"
+    )
+    for failure in found["failures"]:
+        print(f"{failure['status']}: {failure['path']}: {failure['reason']}")
+    if (rest := found["failed"] + found["quarantined"] - len(found["failures"])) > 0:
+        print(f"and {rest} more that failed")
+    if writer := found["writer"]:
+        print("a run works there: " + ", ".join(f"{name} {value}" for name, value in writer.items()))
+    if last := found["last_run"]:
+        print(f"last run: {last['status']}, {last['computed']} new videos in {last['seconds']:.1f} s")
+
+
 def _print_notes(result: Any) -> None:
     """Those on all of it, then each kind of note on videos once."""
+    _print_note_lines(result.notes, ((file.path, file.notes) for file in result.files))
+
+
+def _print_note_lines(notes: list[str], of_videos: Iterable[tuple[str, list[str]]]) -> None:
     videos: dict[str, list[str]] = {}
-    for file in result.files:
-        for note in file.notes:
-            videos.setdefault(note, []).append(file.path)
+    for path, notes_of_one in of_videos:
+        for note in notes_of_one:
+            videos.setdefault(note, []).append(path)
     whose = {note: paths[0] if len(paths) == 1 else f"{len(paths)} videos" for note, paths in videos.items()}
-    lines = [*result.notes, *(f"{who}: {note}" for note, who in whose.items())]
+    lines = [*notes, *(f"{who}: {note}" for note, who in whose.items())]
     for line in lines[:SHOWN_NOTES]:
         print(f"note: {line}", file=sys.stderr)
     if len(lines) > SHOWN_NOTES:

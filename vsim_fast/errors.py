@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class VsimError(Exception):
     """Anything the user can act on. The command line prints it as one line; anything else is a programming error."""
@@ -37,6 +40,9 @@ class DecodeError(VsimError):
         at = "" if pts_seconds is None else f" at {pts_seconds:.3f} s"
         super().__init__(f"{self.path}: {reason}{at}")
 
+    def __reduce__(self) -> tuple[Any, ...]:  # worker processes send it
+        return partial(type(self), pts_seconds=self.pts_seconds), (self.path, self.reason)
+
 
 class OpenError(DecodeError):
     """The file is missing, empty, refused by the gate, or no container FFmpeg reads."""
@@ -52,3 +58,15 @@ class UnsupportedVideo(DecodeError):
 
 class CorruptVideo(DecodeError):
     """The stream is damaged beyond the error policy (`on_error="raise"`), or no frame decodes."""
+
+
+class ChangedVideo(CorruptVideo):
+    """The file changed while it was read: nothing to remember about its content."""
+
+
+class WorkerDied(DecodeError):
+    """Whatever read the file crashed or hung, and was ended."""
+
+
+class DoesNotFit(UnsupportedVideo):
+    """What is to be kept of the video does not fit into the memory of this machine."""

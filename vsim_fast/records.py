@@ -131,8 +131,8 @@ class FrameBatch(_ShapeRepr):
 class FrameFeatures(_ShapeRepr):
     """What an encoder makes of T frames."""
 
-    patches: Tensor
-    """[T, P, D] patch tokens, row-major (p = row·Wp + col), not normalised."""
+    patches: Tensor | None
+    """[T, P, D] patch tokens, row-major (p = row·Wp + col), not normalised; None where they were not to be kept."""
     cls: Tensor | None
     """[T, D] CLS token or the model's pooled embedding; None where the model has neither."""
     attention: Tensor | None
@@ -145,6 +145,8 @@ class FrameFeatures(_ShapeRepr):
     """Id of the encoder that made them."""
 
     def __post_init__(self) -> None:
+        if self.patches is None:
+            return
         t, p = self.patches.shape[:2]
         if self.patches.ndim != 3 or p != self.grid[0] * self.grid[1] or len(self.pts_seconds) != t:
             raise ValueError(

@@ -10,7 +10,7 @@ from vsim_fast.copies import VERSION, CopyFeatures
 from vsim_fast.copy_reader import Noise, noise_for, read_copy_video
 from vsim_fast.deduplication.records import File
 from vsim_fast.encode.base import Encoder
-from vsim_fast.errors import CorruptVideo, DecodeError, UsageError
+from vsim_fast.errors import ChangedVideo, CorruptVideo, DecodeError, UsageError
 from vsim_fast.feature_store import DamagedFeatures, content_key, settings_hash
 from vsim_fast.feature_store.pairs import FeatureStore
 from vsim_fast.inputs import Inputs, path_id
@@ -72,7 +72,7 @@ class Reader:
         video = read_copy_video(path, self.encoder, self.settings, self.noise, **source)
         after = os.stat(path)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise _Changed(path, "it changed while it was read; run again once it is complete")
+            raise ChangedVideo(path, "it changed while it was read; run again once it is complete")
         if self.noise_keys and self.noise.overlap(video.features):
             names = ", ".join(path_id(name) for name in self.noise_keys.values())
             raise UsageError(f"noise must not be among the videos compared: {path_id(path)} is shown in {names}")
@@ -112,10 +112,6 @@ def _between_bars(features: CopyFeatures, width: int, height: int) -> list[int]:
     return [round((right - left) * width), round((bottom - top) * height)]
 
 
-class _Changed(CorruptVideo):
-    """Not worth remembering."""
-
-
 def _key(path: str) -> str:
     gate(path)
     return content_key(path)
@@ -142,7 +138,7 @@ def _read_one(reader: Reader, path: str, retry_failed: bool) -> File:
         return _file(path, key, reader.read(path, key), computed=True)
     except DecodeError as error:
         at = "" if error.pts_seconds is None else f" at {error.pts_seconds:.3f} s"
-        if key and not isinstance(error, _Changed):
+        if key and not isinstance(error, ChangedVideo):
             reader.store.add_failure(key, reader.hash, error.reason + at)
         return File(path=name, status="failed", reason=error.reason + at, key=key)
     except OSError as error:

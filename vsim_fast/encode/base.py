@@ -30,6 +30,26 @@ class Preprocess:
     crop: the short side is resized to size / crop_fraction, then the centre is cut out, as classifiers do."""
     crop_fraction: float = 1.0
 
+    def pixels(self, frames: FrameBatch, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """[B, 3, H, W] normalised input for `frames`, rotation applied."""
+        info, size, crop = frames.info, self.size, None
+        if self.fit == "crop":
+            height, width = info.display_size
+            scale = max(self.size[0] / height, self.size[1] / width) / self.crop_fraction
+            size = (max(self.size[0], round(height * scale)), max(self.size[1], round(width * scale)))
+            crop = ((size[0] - self.size[0]) // 2, (size[1] - self.size[1]) // 2, *self.size)
+        options = dict(
+            size=size, crop=crop, mean=self.mean, std=self.std, interpolation=self.interpolation,
+            rotation=info.rotation, mirrored=info.mirrored, dtype=dtype,
+        )  # fmt: skip
+        if frames.rgb is not None:
+            return ops.rgb_to_pixels(frames.rgb.to(device, non_blocking=True), **options)
+        y, uv = (plane.to(device, non_blocking=True) for plane in (frames.y, frames.uv))
+        color = info.color
+        return ops.nv12_to_pixels(
+            y, uv, matrix=color.matrix, full_range=color.full_range, bit_depth=color.bit_depth, **options
+        )
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -82,24 +102,7 @@ class Encoder(ABC):
 
     def pixels(self, frames: FrameBatch) -> Tensor:
         """[B, 3, H, W] normalised input for `frames`, on `self.device` in `self.dtype`, rotation applied."""
-        info, pre = frames.info, self.preprocess
-        size, crop = pre.size, None
-        if pre.fit == "crop":
-            height, width = info.display_size
-            scale = max(pre.size[0] / height, pre.size[1] / width) / pre.crop_fraction
-            size = (max(pre.size[0], round(height * scale)), max(pre.size[1], round(width * scale)))
-            crop = ((size[0] - pre.size[0]) // 2, (size[1] - pre.size[1]) // 2, *pre.size)
-        options = dict(
-            size=size, crop=crop, mean=pre.mean, std=pre.std, interpolation=pre.interpolation,
-            rotation=info.rotation, mirrored=info.mirrored, dtype=self.dtype,
-        )  # fmt: skip
-        if frames.rgb is not None:
-            return ops.rgb_to_pixels(frames.rgb.to(self.device, non_blocking=True), **options)
-        y, uv = (plane.to(self.device, non_blocking=True) for plane in (frames.y, frames.uv))
-        color = info.color
-        return ops.nv12_to_pixels(
-            y, uv, matrix=color.matrix, full_range=color.full_range, bit_depth=color.bit_depth, **options
-        )
+        return self.preprocess.pixels(frames, self.device, self.dtype)
 
     def normalise(self, rgb: Tensor) -> Tensor:
         """Encoder input of RGB [..., 3, H, W] in 0..1 that has its size already."""

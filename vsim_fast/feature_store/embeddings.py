@@ -1,8 +1,8 @@
 """One vector per video in one file that can be mapped: a cache, made again from the feature files when in doubt.
 
-    embeddings.<settings>.npy     float32 [N, D]
-    embeddings.<settings>.rows    a line per row, which feature file it was taken from; written last, so that rows
-                                  without a line are rows of a run that was killed
+embeddings.<settings>.npy     float32 [N, D]
+embeddings.<settings>.rows    a line per row, which feature file it was taken from; written last, so that rows
+                              without a line are rows of a run that was killed
 """
 
 from __future__ import annotations

@@ -115,9 +115,7 @@ def write_tensors(
     return 8 + len(text) + start, about["digest"]
 
 
-def _write_npy(
-    path: Path, tensors: Mapping[str, Tensor | np.ndarray], metadata: Mapping[str, Any]
-) -> tuple[int, str]:
+def _write_npy(path: Path, tensors: Mapping[str, Tensor | np.ndarray], metadata: Mapping[str, Any]) -> tuple[int, str]:
     """A folder with a .npy per tensor and the header; returns (size, digest)."""
     partial = path.with_name(f".{path.name}{PARTIAL}{os.getpid()}-{threading.get_native_id()}")
     files, total = {}, 0

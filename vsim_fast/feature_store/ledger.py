@@ -96,9 +96,7 @@ def _told(who: dict[str, Any]) -> str:
 def connect(path: Path | str, *, write: bool) -> sqlite3.Connection:
     """Of `path`, or ":memory:"; transactions are begun by hand.  Raises: sqlite3.Error."""
     name = path if path == ":memory:" else f"file:{quote(os.fsencode(path))}{'' if write else '?mode=ro'}"
-    return sqlite3.connect(
-        name, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False, uri=name != path
-    )
+    return sqlite3.connect(name, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False, uri=name != path)
 
 
 def kind(database: sqlite3.Connection) -> tuple[int, int]:

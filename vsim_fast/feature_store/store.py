@@ -1,11 +1,11 @@
 """Features of many videos in a folder, for one writing run at a time and any number of readers.
 
-    FOLDER/features/<key[:2]>/<key>.<settings>.safetensors     features of one content (or a folder of .npy)
-    FOLDER/ledger.sqlite     which path has which content and name, what is done, what failed
-    FOLDER/paths.jsonl       names and contents of paths once more: with the feature files it replaces a lost ledger
-    FOLDER/settings.json     what the features were computed with
-    FOLDER/in_flight         what the writing run has begun and not ended
-    FOLDER/embeddings.*      one vector per video, mapped      FOLDER/lock     who writes
+FOLDER/features/<key[:2]>/<key>.<settings>.safetensors     features of one content (or a folder of .npy)
+FOLDER/ledger.sqlite     which path has which content and name, what is done, what failed
+FOLDER/paths.jsonl       names and contents of paths once more: with the feature files it replaces a lost ledger
+FOLDER/settings.json     what the features were computed with
+FOLDER/in_flight         what the writing run has begun and not ended
+FOLDER/embeddings.*      one vector per video, mapped      FOLDER/lock     who writes
 """
 
 from __future__ import annotations

@@ -1,0 +1,268 @@
+"""`vsim embed`: embeddings and features of many videos, resumed where an earlier run ended."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from vsim_fast.batch.engines import EngineConfig, make_engine
+from vsim_fast.batch.jobs import Job
+from vsim_fast.batch.outputs import (
+    CONSOLIDATED,
+    STORE,
+    SUFFIXES,
+    SUMMARY,
+    EmbeddingFiles,
+    SaveFormat,
+    write_consolidated,
+    write_json,
+)
+from vsim_fast.batch.records import BatchProgress, EmbedResult, Snapshot, VideoResult
+from vsim_fast.batch.run import Run, video_result
+from vsim_fast.errors import UsageError
+from vsim_fast.feature_store import Problem, Stamp, Store, content_key, path_text, stamp
+from vsim_fast.inputs import Inputs, find_videos, path_id
+from vsim_fast.pipeline import Timings
+from vsim_fast.pipeline.many import KEPT, TIMEOUT_SECONDS
+from vsim_fast.store import output_errors
+from vsim_fast.video import Sampling
+from vsim_fast.video.probe import gate
+
+__all__ = ["BatchProgress", "EmbedResult", "Snapshot", "VideoResult", "embed"]
+
+
+VERSION = 1
+"""Of what is computed; part of the settings."""
+CONSOLIDATE_UP_TO = 10_000
+
+
+def embed(
+    paths: Sequence[str | Path],
+    *,
+    output_dir: str | Path,
+    encoder: str = "builtin",
+    image_size: int | None = None,
+    fps: float = 1.0,
+    max_frames: int = 100,
+    keep: Sequence[str] = ("pooled",),
+    save_format: SaveFormat = "both",
+    consolidated: bool | None = None,
+    summary: bool = True,
+    layout: Literal["safetensors", "npy"] = "safetensors",
+    device: str = "auto",
+    precision: str = "auto",
+    decoder: Literal["auto", "pyav", "nvdec"] = "auto",
+    workers: int | None = None,
+    timeout: float = TIMEOUT_SECONDS,
+    shard: tuple[int, int] | None = None,
+    retry_failed: bool = False,
+    max_failures: int | None = None,
+    offline: bool = False,
+    stop: threading.Event | None = None,
+    progress: BatchProgress | None = None,
+    timings: Timings | None = None,
+    started: float | None = None,
+) -> EmbedResult:
+    """Embeddings of many videos, and the features they come from, on disk. What is there already is left alone.
+
+    Args:
+        paths: folders, patterns, list files, files; see `find_videos`.
+        output_dir: gets NAME_embedding.npy and .json per video, consolidated_embeddings.json, summary.json and store/.
+            NAME is the file's stem; where that is taken, NAME~ and 8 characters that stand for its path.
+        encoder, image_size, device, precision, offline: see `load_encoder`.
+        fps, max_frames: frames taken per second, and most; more are thinned out evenly.
+        keep: features to store, of "patches", "cls", "attention", "pooled"; the embedding always is.
+        save_format: of the files per video: "numpy", "json" or "both".
+        consolidated: write consolidated_embeddings.json; default only up to 10,000 videos.
+        summary: write summary.json.
+        layout: of the store's files, "safetensors" or "npy".
+        decoder, workers, timeout: see `stream_videos`.
+        shard: (i, n): of the videos, in order, only each n-th from the i-th on. Each shard needs an output folder.
+        retry_failed: read files again that could not be read by an earlier run and have not changed since.
+        max_failures: end the run, in good order, when more videos than this have failed.
+        stop: set it from elsewhere, and the run finishes what it has begun, then returns.
+        progress: told of it a few times a second.  timings, started: account for what the caller did before.
+    Returns:
+        The result, also written as summary.json.
+    Raises:
+        UsageError: an argument; no videos; results of other settings in the folder.
+        OutputError: another run works there; the disk refuses. What was done by then stays.
+        EncoderError, DeviceError.
+    """
+    started = time.perf_counter() if started is None else started
+    timings = timings or Timings()
+    _check(keep, save_format, shard, max_failures)
+    folder = Path(output_dir)
+    with timings.stage("find"):
+        found = find_videos(paths, exclude=[folder])
+    config = EngineConfig(
+        encoder, precision, image_size, offline, Sampling(fps=fps, max_frames=max_frames), tuple(sorted(set(keep))),
+        decoder, workers, timeout,
+    )  # fmt: skip
+    with timings.stage("load_encoder"):
+        engine = make_engine(config, device, timings)
+    with ExitStack() as stack:
+        stack.enter_context(engine)
+        settings = batch_settings(engine.encoder, config)
+        with output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        store = stack.enter_context(Store(folder / STORE, write=True, settings=settings, layout=layout))
+        with timings.stage("plan"):
+            files = EmbeddingFiles(folder, save_format)
+            plan = Plan(store, files, found, shard, retry_failed)
+        run = Run(
+            store, files, engine, identify, timings, max_failures=max_failures, retry_failed=retry_failed, stop=stop,
+            progress=progress,
+        )  # fmt: skip
+        run.work(plan.jobs, len(plan.paths), len(plan.results))
+        result = _result(plan, run, found, folder, settings)
+        with timings.stage("summary"):
+            changed = any(video.status == "done" for video in run.results.values())
+            if consolidated is None:
+                consolidated = len(plan.paths) <= CONSOLIDATE_UP_TO
+                if not consolidated:
+                    result.notes.append(f"{CONSOLIDATED} is left out for more than {CONSOLIDATE_UP_TO:,} videos")
+            if consolidated and (changed or not _unchanged(store, folder / CONSOLIDATED)):
+                _consolidate(store, plan, folder / CONSOLIDATED)
+            result.timings = timings.summary(started)
+            if summary and (changed or result.failed or not (folder / SUMMARY).exists()):
+                write_json(folder / SUMMARY, result.model_dump())
+            store.set_meta("last_run", _last_run(result))
+    return result
+
+
+def batch_settings(encoder: dict[str, Any], config: EngineConfig) -> dict[str, Any]:
+    """What the features depend on besides the content of a file. `encoder`: `Encoder.describe()`."""
+    return {
+        "version": VERSION,
+        "encoder": {name: encoder[name] for name in ("spec", "id", "dtype")}
+        | {"image_size": encoder["preprocess"]["size"][0]},
+        "sampling": asdict(config.sampling),
+        "keep": list(config.keep),
+    }  # fmt: skip
+
+
+def identify(job: Job) -> tuple[str, Stamp]:
+    """Content key of a job's file, and the stamp it had before; any thread.  Raises: OpenError: the gate; OSError."""
+    gate(job.path)
+    before = stamp(job.path)
+    return content_key(job.path), before
+
+
+class Plan:
+    """What is there, and what is to be done.
+
+    Attributes:
+        paths: videos of this run, in order.
+        names: NAME of each.
+        jobs: of those not done.
+        results: of those done, or given up, by an earlier run.
+    """
+
+    def __init__(
+        self, store: Store, files: EmbeddingFiles, found: Inputs, shard: tuple[int, int] | None, retry_failed: bool
+    ):
+        self.notes: list[str] = []
+        names = store.names(found.files, [_stem(path) for path in found.files])
+        first, step = (shard[0] - 1, shard[1]) if shard else (0, 1)
+        self.paths, self.names = found.files[first::step], names[first::step]
+        if damaged := list(store.verify(files.folder, content=False)):
+            store.forget(damaged)
+            self.notes.append(_made_again(damaged))
+        keys = store.known_keys(self.paths)
+        states = store.states(self.paths, keys)
+        suspects = set(store.abandoned())
+        self.jobs: list[Job] = []
+        self.results: dict[str, VideoResult] = {}
+        for path, name, key, state in zip(self.paths, self.names, keys, states, strict=True):
+            if state.status == "done" and state.outputs.keys() >= set(files.names(name)):
+                self.results[path] = video_result(path, name, key, state.facts, "skipped")
+            elif state.status in ("failed", "quarantined") and not retry_failed:
+                reason = f"{state.reason} (an earlier run; --retry-failed tries again)"
+                self.results[path] = VideoResult(
+                    video_path=path_id(path), status=state.status, name=name, key=key, reason=reason
+                )
+            else:
+                self.jobs.append(Job(path, name, key, last=path_text(path) in suspects))
+
+
+def _made_again(damaged: Sequence[Problem]) -> str:
+    first = damaged[0]
+    more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+    return f"{first.file}: {first.reason}{more}; made again"
+
+
+def _check(keep: Sequence[str], save_format: str, shard: tuple[int, int] | None, max_failures: int | None) -> None:
+    for name in keep:
+        if name not in KEPT:
+            raise UsageError(f"keep must be of {', '.join(KEPT)}, got {name!r}")
+    if save_format not in SUFFIXES:
+        raise UsageError(f"save_format must be one of {', '.join(SUFFIXES)}, got {save_format!r}")
+    if shard is not None and not 1 <= shard[0] <= shard[1]:
+        raise UsageError(f"shard must be (i, n) with 1 <= i <= n, got {shard}")
+    if max_failures is not None and max_failures < 0:
+        raise UsageError(f"max_failures must be 0 or more, got {max_failures}")
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path.rstrip("/")))[0]
+
+
+def _result(plan: Plan, run: Run, found: Inputs, folder: Path, settings: dict[str, Any]) -> EmbedResult:
+    videos = [result for path in plan.paths if (result := plan.results.get(path) or run.results.get(path))]
+    failed = [video for video in videos if video.status in ("failed", "quarantined")]
+    failed += [VideoResult(video_path=path_id(m.path), status="failed", reason=m.reason) for m in found.missing]
+    good = [video for video in videos if video.status in ("done", "skipped")]
+    counts = Counter(video.status for video in good)
+    if run.stop.is_set():
+        status = "interrupted"
+    elif run.stopped:
+        status = "stopped"
+    elif not good:
+        status = "nothing"
+    else:
+        status = "partial" if failed or any(video.lost_frames for video in good) else "complete"
+    notes = run.store.notes + plan.notes
+    encoder = run.engine.encoder
+    if encoder["random_weights"]:
+        notes.append(f"{encoder['spec']}: random weights; the embeddings mean nothing")
+    return EmbedResult(
+        status=status, total_videos=len(plan.paths) + len(found.missing), processed=len(good), failed=len(failed),
+        results=[video.model_dump() for video in good], failed_videos=[video.model_dump() for video in failed],
+        computed=counts["done"], skipped=counts["skipped"], frames=run.frames, output_dir=path_id(folder),
+        settings=settings, encoder=encoder, engine=run.engine.describe(), notes=notes,
+    )  # fmt: skip
+
+
+def _unchanged(store: Store, path: Path) -> bool:
+    """Whether the consolidated file is the one that was written last."""
+    try:
+        return store.meta("consolidated") == path.stat().st_size
+    except OSError:
+        return False
+
+
+def _consolidate(store: Store, plan: Plan, path: Path) -> None:
+    videos, embeddings = store.embeddings()
+    row_of = {video.key: n for n, video in enumerate(videos)}
+    states = zip(plan.paths, plan.names, store.known_keys(plan.paths), strict=True)
+
+    def rows():
+        for video, name, key in states:
+            if (n := row_of.get(key)) is not None:
+                yield name, path_id(video), embeddings[n], videos[n].facts
+
+    write_consolidated(path, rows())
+    store.set_meta("consolidated", path.stat().st_size)
+
+
+def _last_run(result: EmbedResult) -> dict[str, Any]:
+    counts = result.model_dump(include={"status", "total_videos", "processed", "failed", "computed", "skipped"})
+    return counts | {"seconds": result.timings["total"], "ended": time.time(), "notes": result.notes}
