@@ -22,7 +22,7 @@ LAYERS = [  # lowest first; names in one set are peers
     {"copies"},
     {"pipeline", "report", "motion_study", "feature_store", "grouping"},
     {"frame_encoder", "exports"},
-    {"copy_reader"},
+    {"copy_reader", "vector_search"},
     {"analysis", "comparison", "deduplication", "batch", "benchmark", "doctor", "models"},
     {"cli"},
 ]
