@@ -6,17 +6,18 @@ one triangle of a symmetric result: the share of a ceiling in a row is that of t
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsim_fast.ops import best_cosines, cosine, dtw, dtw_pairwise, quantize_tokens
+from vsim_fast.ops import best_cosines, cosine, dtw, dtw_pairwise, quantize_tokens, top_k
 from vsim_fast.ops.derivatives import reference as difference
 from vsim_fast.ops.nv12 import reference as nv12
 
@@ -55,6 +56,8 @@ class Case:
     note: str = ""
     without: tuple[str, ...] = ()
     """Backends that would take hours."""
+    draws: int | None = None
+    """Inputs to take turns with, where two or three are too large."""
 
     @property
     def shape_id(self) -> str:
@@ -136,6 +139,63 @@ def best_cosines_case(N: int, Ka: int, M: int, Kb: int, D: int) -> Case:
         oracle=lambda a, b: best_cosines(a.double(), b.double(), backend="reference"),
         bytes=0, flops=0, int8_operations=2 * N * Ka * M * Kb * D,
         note="ours on codes quantised once, untimed; torch on bfloat16",
+    )  # fmt: skip
+
+
+class FaissFlat:
+    """`IndexFlatIP` in float32. By default it takes matrix products from 128,000 queries · dimensions on and goes query
+    by query below, six times as slow for the case timed here: `blas` has it take them from 20 queries on."""
+
+    made: ClassVar[tuple[weakref.ref, Any] | None] = None
+    """(vectors, their index): one at a time, gone with the vectors."""
+
+    def __init__(self, k: int, *, blas: bool):
+        self.k, self.blas = k, blas
+
+    @classmethod
+    def forget(cls, _: Any) -> None:
+        cls.made = None
+
+    def __call__(self, queries: Tensor, vectors: Tensor) -> tuple[Tensor, ...]:
+        import faiss
+
+        if self.made is None or self.made[0]() is not vectors:  # by the first call, which is not timed
+            index = faiss.IndexFlatIP(vectors.shape[1])
+            for block in vectors.split(1 << 16):
+                index.add(block.float().numpy())
+            FaissFlat.made = weakref.ref(vectors, self.forget), index
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        before = faiss.cvar.distance_compute_blas_threshold
+        faiss.cvar.distance_compute_blas_threshold = 20 if self.blas else before
+        try:
+            return tuple(map(torch.from_numpy, self.made[1].search(queries.float().numpy(), self.k)))
+        finally:
+            faiss.cvar.distance_compute_blas_threshold = before
+
+
+def eager_top_k(k: int, queries: Tensor, vectors: Tensor) -> tuple[Tensor, ...]:
+    return (queries @ vectors.mT).float().topk(k, 1)
+
+
+def top_k_case(device: str, Q: int, N: int, D: int, k: int) -> Case:
+    def draw(device: str) -> tuple[Tensor, ...]:
+        queries, *blocks = (unit(torch.randn(n, D, device=device)).half() for n in (Q, *[N // 10] * 10))
+        return queries, torch.cat(blocks)
+
+    def oracle(queries: Tensor, vectors: Tensor) -> tuple[Tensor, ...]:
+        parts = [top_k(queries.double(), block.double(), k, backend="reference") for block in vectors.split(1 << 16)]
+        return (torch.cat([part.scores for part in parts], 1).topk(k, 1).values,)
+
+    common = dict(draw=draw, draws=1, oracle=oracle, options=dict(k=k))
+    shape = dict(Q=Q, N=N, D=D, k=k)
+    if device == "cuda":
+        return Case(
+            "top_k", shape, FP16, eager=partial(eager_top_k, k), bytes=N * D * 2, flops=2 * Q * N * D, **common
+        )
+    return Case(
+        "top_k", shape, FP16, eager=FaissFlat(k, blas=True), baseline="faiss flat, matrix products",
+        peers={"faiss flat, by default": FaissFlat(k, blas=False)}, bytes=0, flops=0, int8_operations=2 * Q * N * D,
+        note="error of scores; faiss on float32 vectors, its index made before; torch's threads for all", **common,
     )  # fmt: skip
 
 
@@ -315,6 +375,7 @@ CASES = {
         similarity_case("frame_similarity", FP16, T=100, P=1024, D=1152),
         similarity_case("intra_frame_similarity", FP16, T=100, P=1024, D=1152, reduce="stats"),
         best_match_case(FP16, B=64, P=1369, D=768),
+        top_k_case("cuda", Q=100, N=1_000_000, D=768, k=10),
         nv12_case(FP16, B=64, H=1080, W=1920, S=224),
         derivatives_case("cuda", B=512, T=300, D=1024),
         dtw_pairwise_cuda_case(N=48, T=300, D=2, eager=True),
@@ -328,6 +389,8 @@ CASES = {
         best_match_case(FP32, B=4, P=1024, D=384),
         best_cosines_case(N=5, Ka=144, M=8, Kb=312, D=384),
         best_cosines_case(N=5, Ka=144, M=128, Kb=312, D=384),
+        top_k_case("cpu", Q=100, N=1_000_000, D=768, k=10),
+        top_k_case("cpu", Q=1, N=1_000_000, D=768, k=10),
         nv12_case(FP32, B=4, H=720, W=1280, S=224),
         derivatives_case("cpu", B=64, T=300, D=384),
         dtw_pairwise_case(N=200, T=300, D=2, baseline="aeon"),

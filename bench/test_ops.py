@@ -87,7 +87,7 @@ def test_op(case: Case, provider: str, benchmark, stopwatch, ceilings, recorder,
         pytest.fail(f"{case.op} is not timed while its own tests are red:\n{output}")
     benchmark.group = f"{case.op} {case.shape_id}"
     torch.manual_seed(0)
-    inputs = [case.draw(DEVICE) for _ in range(3 if DEVICE == "cuda" else 2)]
+    inputs = [case.draw(DEVICE) for _ in range(case.draws or (3 if DEVICE == "cuda" else 2))]
     given = [case.ready(*x) for x in inputs] if provider.startswith("vsim_fast:") else inputs
     call = provide(case, provider)
     before = torch.get_num_threads()

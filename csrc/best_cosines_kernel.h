@@ -2,12 +2,8 @@
 // A matrix product whose entries never leave the registers: kRows tokens of a, broadcast, meet kWide tokens of b, one
 // per lane. b is repacked once per frame into panels that stay in L1 while all of a goes by. Where K is not a whole
 // number of tiles the last token fills the rest: seen twice, it changes no maximum.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "best_cosines.h"
-#include "vector.h"
+#include "int8_dot.h"
 
 namespace vsim::VSIM_ISA {
 namespace best_cosines {
@@ -16,41 +12,6 @@ namespace {
 constexpr int kRows = 6;
 constexpr int kGroups = L == 16 ? 4 : 2;   // vectors of b's tokens; with kRows, all that the registers hold
 constexpr int64_t kWide = kGroups * L;     // tokens of b in a panel
-
-VSIM_INLINE Int splat_int(int32_t x) { return x - Int{}; }
-VSIM_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-VSIM_INLINE int32_t load_word(const void* p) {
-  int32_t word;
-  __builtin_memcpy(&word, p, sizeof word);
-  return word;
-}
-
-VSIM_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
-
-// word_at(): the next codes in 32 bits. add(): to each lane, the dot product of a word of b with a word of a.
-#if defined(__AVX512VNNI__)
-constexpr int64_t kUnit = 4;  // codes in a word
-typedef int8_t Code;
-constexpr int32_t kFlip = (int32_t)0x80808080;  // b + 128, unsigned, as the instruction wants: undone by `offset`
-VSIM_INLINE int32_t word_at(const int8_t* codes) { return load_word(codes); }
-VSIM_INLINE Int add(Int sum, Int b, Int a) { return (Int)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)b, (__m512i)a); }
-#else
-constexpr int64_t kUnit = 2;
-typedef int16_t Code;
-constexpr int32_t kFlip = 0;
-VSIM_INLINE int32_t word_at(const int8_t* codes) {
-  const Code wide[2] = {codes[0], codes[1]};
-  return load_word(wide);
-}
-#if defined(__AVX2__)
-VSIM_INLINE Int add(Int sum, Int b, Int a) { return sum + (Int)_mm256_madd_epi16((__m256i)b, (__m256i)a); }
-#elif defined(__SSE2__)
-VSIM_INLINE Int add(Int sum, Int b, Int a) { return sum + (Int)_mm_madd_epi16((__m128i)b, (__m128i)a); }
-#else
-VSIM_INLINE Int low(Int x) { return (Int)((Uint)x << 16) >> 16; }
-VSIM_INLINE Int add(Int sum, Int b, Int a) { return sum + low(b) * low(a) + (b >> 16) * (a >> 16); }
-#endif
-#endif
 
 struct Space {  // pointers into scratch
   int32_t* panels;   // [panels][D / kUnit][kWide] words of b

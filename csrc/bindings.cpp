@@ -12,6 +12,7 @@
 #include "derivatives.h"
 #include "dtw_cpu.h"
 #include "simd.h"
+#include "top_k.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -79,6 +80,52 @@ void derivatives(const Array<float>& x, const Array<int64_t>& windows, const Arr
   const vsim::Simd level = vsim::choose_simd(simd);
   py::gil_scoped_release release;
   vsim::derivatives_cpu(args, level, threads);
+}
+
+// Rows of float32, or of float16 as its bits.
+template <class T>
+vsim::VectorSet vector_set(const char* name, const Array<T>& rows, int64_t D) {
+  if (rows.ndim() != 2 || rows.shape(1) != D || D < 1 || D > vsim::kMostDimensions)
+    throw std::invalid_argument(std::string(name) + " must be [rows, D] with D in 1.." + std::to_string(vsim::kMostDimensions));
+  return {rows.data(), rows.shape(0)};
+}
+
+template <class T>
+int64_t top_k(const Array<T>& queries, const Array<T>& vectors, const Array<float>& mean, Array<float>& scores,
+              Array<int64_t>& index, int64_t threads, const std::string& simd) {
+  const int64_t D = mean.size();
+  const auto q = vector_set("queries", queries, D), v = vector_set("vectors", vectors, D);
+  if (scores.ndim() != 2) throw std::invalid_argument("scores must be [queries, k]");
+  const int64_t k = scores.shape(1);
+  if (k > v.count) throw std::invalid_argument("k must be at most " + std::to_string(v.count) + ", got " + std::to_string(k));
+  check_shape("scores", scores, {q.count, k});
+  check_shape("index", index, {q.count, k});
+  const vsim::TopK args{q, v, sizeof(T) == 2, D, k, mean.data(), scores.mutable_data(), index.mutable_data()};
+  const vsim::Simd level = vsim::choose_simd(simd);
+  py::gil_scoped_release release;
+  return vsim::top_k_cpu(args, level, threads);
+}
+
+// (first bad vector, -1, or -2 if there are more than `most`; pairs [M, 2]; scores [M])
+template <class T>
+py::tuple pairs_above(const Array<T>& vectors, const Array<float>& mean, float threshold, int64_t most, int64_t threads,
+                      const std::string& simd) {
+  const auto v = vector_set("vectors", vectors, mean.size());
+  const vsim::Simd level = vsim::choose_simd(simd);
+  std::vector<vsim::Pair> found;
+  const int64_t bad = [&] {
+    py::gil_scoped_release release;
+    return vsim::pairs_above_cpu(v, sizeof(T) == 2, mean.size(), mean.data(), threshold, most, found, level, threads);
+  }();
+  const int64_t count = found.size();
+  Array<int64_t> pairs({count, int64_t{2}});
+  Array<float> scores(count);
+  for (int64_t n = 0; n < count; ++n) {
+    pairs.mutable_data()[2 * n] = found[n].i;
+    pairs.mutable_data()[2 * n + 1] = found[n].j;
+    scores.mutable_data()[n] = found[n].score;
+  }
+  return py::make_tuple(bad, pairs, scores);
 }
 
 vsim::DtwOptions dtw_options(int64_t D, bool euclidean, float scale, bool root, int64_t radius, double fraction, double slope,
@@ -264,6 +311,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("derivatives", &derivatives, "x"_a.noconvert(), "windows"_a.noconvert(), "counts"_a.noconvert(),
         "magnitudes"_a.noconvert(), "changes"_a.noconvert(), "mean"_a.noconvert(), "variance"_a.noconvert(),
         "threads"_a = 0, "simd"_a = "");
+  const auto def_search = [&m](auto type) {  // one overload per type of the vectors
+    using T = decltype(type);
+    m.def("top_k", &top_k<T>, "queries"_a.noconvert(), "vectors"_a.noconvert(), "mean"_a.noconvert(), "scores"_a.noconvert(),
+          "index"_a.noconvert(), "threads"_a = 0, "simd"_a = "");
+    m.def("pairs_above", &pairs_above<T>, "vectors"_a.noconvert(), "mean"_a.noconvert(), "threshold"_a, "most"_a,
+          "threads"_a = 0, "simd"_a = "");
+  };
+  def_search(float{});
+  def_search(uint16_t{});
 
   py::class_<vsim::DtwOptions>(m, "DtwOptions")
       .def(py::init(&dtw_options), "D"_a, "euclidean"_a, "scale"_a, "root"_a, "radius"_a, "fraction"_a, "slope"_a,

@@ -1,4 +1,4 @@
-// Every SIMD kernel but the int8 one, compiled with -mavx512f and its common companions.
+// Every SIMD kernel but the int8 ones, compiled with -mavx512f and its common companions.
 // Internal linkage and no std:: templates below this line: the linker keeps one copy of an inline function,
 // and it could be the one that this CPU cannot run.
 #define VSIM_ISA avx512

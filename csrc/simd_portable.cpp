@@ -6,3 +6,4 @@
 #include "best_cosines_kernel.h"
 #include "derivatives_kernel.h"
 #include "dtw_kernel.h"
+#include "top_k_kernel.h"

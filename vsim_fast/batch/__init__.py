@@ -61,6 +61,7 @@ def embed(
     decoder: Literal["auto", "pyav", "nvdec"] = "auto",
     workers: int | None = None,
     timeout: float = TIMEOUT_SECONDS,
+    isolate: bool | None = None,
     shard: tuple[int, int] | None = None,
     retry_failed: bool = False,
     max_failures: int | None = None,
@@ -85,7 +86,7 @@ def embed(
         consolidated: write consolidated_embeddings.json; default only up to 10,000 videos.
         summary: write summary.json.
         layout: of the store's files, "safetensors" or "npy".
-        decoder, workers, timeout: see `stream_videos`.
+        decoder, workers, timeout, isolate: see `stream_videos`.
         shard: (i, n): of the videos, in order, only each n-th from the i-th on. Each shard needs an output folder.
         retry_failed: read files again that could not be read by an earlier run and have not changed since.
         max_failures: end the run, in good order, when more videos than this have failed.
@@ -106,10 +107,10 @@ def embed(
     _check(keep, save_format, shard, max_failures)
     folder = Path(output_dir)
     with timings.stage("find"):
-        found = find_videos(paths, exclude=[folder])
+        found = find_videos(paths, skip_folders=[folder])
     config = EngineConfig(
         encoder, precision, image_size, offline, Sampling(fps=fps, max_frames=max_frames), tuple(sorted(set(keep))),
-        decoder, workers, timeout,
+        decoder, workers, timeout, isolate,
     )  # fmt: skip
     with timings.stage("load_encoder"):
         working = make_engine(config, device, timings, engine, address)

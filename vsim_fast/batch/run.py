@@ -93,7 +93,7 @@ class Run:
             self._step()
             if self._work_left():
                 results = self.engine.run(self.tasks)
-                with closing(results):
+                with closing(results), closing(self.tasks):
                     for result in results:
                         if result is not None:
                             self._take(*result)

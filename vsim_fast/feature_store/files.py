@@ -1,13 +1,14 @@
 """Feature files: tensors of one content and facts about it. The bytes depend on these alone.
 
-A file is safetensors, or a folder of .npy. Its header holds the settings' hash, the facts and the digest of the data,
-so the digest of the header stands for the whole file, a cut-off file shows without reading it, and a lost ledger can
-be made again from the headers. numpy has no bfloat16: safetensors keep it and reading widens it to float32 (exact, a
-copy in memory); .npy files hold the float32.
+A file is safetensors, or a folder of .npy. Its header holds the settings' hash, the facts, the digest of the data and
+its own: so that stands for the whole file, a cut-off file shows without reading it, and a lost ledger can be made again
+from the headers. numpy has no bfloat16: safetensors keep it and reading widens it to float32 (exact, a copy in memory);
+.npy files hold the float32.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -51,7 +53,7 @@ class FeatureFile(NamedTuple):
     size: int
     """Bytes, of a folder all its files'."""
     digest: str
-    """BLAKE2b of the header, which holds the digest of the data."""
+    """BLAKE2b of the header, which holds that of the data."""
 
 
 class _Part(NamedTuple):
@@ -104,15 +106,15 @@ def write_tensors(
         header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, start + len(data)]}
         digest.update(data)
         start += len(data)
-    about = {"format": FORMAT, **metadata, "data": digest.hexdigest()}
-    # In one entry: with several their order in the file is nobody's promise.
+    about = _sealed({**metadata, "tensors": header, "data": digest.hexdigest()})
+    del about["tensors"]
     text = _json({"__metadata__": {"vsim_fast": _json(about).decode()}, **header})
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     with atomic_path(path) as partial, open(partial, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             file.write(parts[name].data)
-    return 8 + len(text) + start, hashlib.blake2b(text, digest_size=16).hexdigest()
+    return 8 + len(text) + start, about["digest"]
 
 
 def _write_npy(path: Path, tensors: Mapping[str, Tensor | np.ndarray], metadata: Mapping[str, Any]) -> tuple[int, str]:
@@ -129,19 +131,28 @@ def _write_npy(path: Path, tensors: Mapping[str, Tensor | np.ndarray], metadata:
                 sync(partial / f"{name}.npy")
                 files[f"{name}.npy"] = file_digest(partial / f"{name}.npy")
                 total += files[f"{name}.npy"][0]
-            text = _json({"format": FORMAT, **metadata, "data": files})
+            about = _sealed({**metadata, "data": files})
+            text = _json(about)
             (partial / HEADER).write_bytes(text)
             sync(partial / HEADER)
-            if path.exists():  # a folder cannot be replaced: for a moment there is none, which a kill would leave
-                old = partial.with_name(f"{partial.name}-old")
-                os.replace(path, old)
-                os.replace(partial, path)
-                shutil.rmtree(old)
-            else:
-                os.replace(partial, path)
+            _replace_folder(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return total + len(text), hashlib.blake2b(text, digest_size=16).hexdigest()
+    return total + len(text), about["digest"]
+
+
+def _replace_folder(partial: Path, path: Path) -> None:
+    """No rename replaces a folder, so for a moment there is none; a kill then is found and mended."""
+    old = partial.with_name(f"{partial.name}-old")
+    while True:
+        with suppress(FileNotFoundError):
+            os.replace(path, old)
+            shutil.rmtree(old)
+        try:
+            return os.replace(partial, path)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another writer came between
+                raise
 
 
 class FeatureReader:
@@ -156,14 +167,12 @@ class FeatureReader:
     def __init__(self, path: Path):
         self.path = path
         try:
-            text, self._tensors, self._size = _read_npy_header(path) if path.is_dir() else _read_header(path)
-            self.metadata: dict[str, Any] = self._tensors.pop("__metadata__")
-            if self.metadata["format"] != FORMAT:
-                raise DamagedFeatures(f"{path.name}: written by another version (format {self.metadata['format']})")
+            read = _read_npy_header if path.is_dir() else _read_header
+            self.metadata, self._tensors, self._size = read(path)
             self.names = sorted(self._tensors)
+            self.stored = (self._size, self.metadata["digest"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedFeatures(f"{path.name}: damaged features ({error})") from None
-        self.stored = (self._size, hashlib.blake2b(text, digest_size=16).hexdigest())
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Raises: KeyError: there is no such tensor."""
@@ -216,7 +225,21 @@ class FeatureReader:
         return entry["dtype"], tuple(entry["shape"]), data[self._start + start : self._start + end]
 
 
-def _read_header(path: Path) -> tuple[bytes, dict[str, Any], int]:
+def _sealed(metadata: dict[str, Any]) -> dict[str, Any]:
+    """With the format and its own digest."""
+    metadata = json.loads(_json({**metadata, "format": FORMAT, "digest": ""}))  # as it will be read: keys are text
+    return metadata | {"digest": hashlib.blake2b(_json(metadata), digest_size=16).hexdigest()}
+
+
+def _require_sealed(metadata: dict[str, Any]) -> None:
+    if metadata["format"] != FORMAT:
+        raise ValueError(f"format {metadata['format']}, not {FORMAT}: written by another version")
+    if _sealed(metadata)["digest"] != metadata["digest"]:
+        raise ValueError("the header's checksum does not fit")
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """(metadata, tensors, bytes of the whole file)."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
@@ -224,29 +247,30 @@ def _read_header(path: Path) -> tuple[bytes, dict[str, Any], int]:
             raise ValueError(f"{size} bytes are less than its header")
         text = file.read(length)
     tensors = json.loads(text)
-    tensors["__metadata__"] = json.loads(tensors["__metadata__"]["vsim_fast"])
-    entries = sorted((e for name, e in tensors.items() if name != "__metadata__"), key=lambda e: e["data_offsets"])
+    metadata = json.loads(tensors.pop("__metadata__")["vsim_fast"])
+    _require_sealed({**metadata, "tensors": tensors})
     end = 0
-    for entry in entries:
+    for entry in sorted(tensors.values(), key=lambda entry: entry["data_offsets"]):
         start, stop = entry["data_offsets"]
         if start != end or stop - start != math.prod(entry["shape"]) * np.dtype(NUMPY[entry["dtype"]]).itemsize:
             raise ValueError("its header contradicts itself")
         end = stop
     if size != 8 + length + end:
         raise ValueError(f"{size:,} bytes, {8 + length + end:,} were written")
-    return text, tensors, size
+    return metadata, tensors, size
 
 
-def _read_npy_header(path: Path) -> tuple[bytes, dict[str, Any], int]:
+def _read_npy_header(path: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
     text = (path / HEADER).read_bytes()
     metadata = json.loads(text)
+    _require_sealed(metadata)
     tensors: dict[str, Any] = {}
     for name, (size, _) in metadata["data"].items():
         found = os.stat(path / name).st_size
         if found != size:
             raise ValueError(f"{name}: {found:,} bytes, {size:,} were written")
         tensors[name.removesuffix(".npy")] = {"shape": np.load(path / name, "r", allow_pickle=False).shape}
-    return text, {**tensors, "__metadata__": metadata}, len(text) + sum(size for size, _ in metadata["data"].values())
+    return metadata, tensors, len(text) + sum(size for size, _ in metadata["data"].values())
 
 
 def _part(tensor: Tensor | np.ndarray) -> _Part:

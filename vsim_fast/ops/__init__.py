@@ -9,12 +9,15 @@ from vsim_fast.ops.derivatives import Derivatives, derivatives
 from vsim_fast.ops.dtw import Neighbors, WarpingPath, dtw, dtw_knn, dtw_pairwise, dtw_pairwise_blocks, dtw_path
 from vsim_fast.ops.dtw.soft import soft_dtw
 from vsim_fast.ops.nv12 import nv12_to_pixels, rgb_to_pixels
+from vsim_fast.ops.top_k import Pairs, TopK, pairs_above, top_k
 
 __all__ = [
     "BestCosines",
     "Derivatives",
     "Neighbors",
+    "Pairs",
     "QuantizedTokens",
+    "TopK",
     "WarpingPath",
     "best_cosines",
     "best_match",
@@ -27,8 +30,10 @@ __all__ = [
     "frame_similarity",
     "intra_frame_similarity",
     "nv12_to_pixels",
+    "pairs_above",
     "position_similarity",
     "quantize_tokens",
     "rgb_to_pixels",
     "soft_dtw",
+    "top_k",
 ]

@@ -14,6 +14,8 @@ IMPLS = {  # op -> backend -> module under vsim_fast.ops
     "frame_similarity": {"triton": "cosine.triton_impl", "reference": "cosine.reference"},
     "best_match": {"triton": "cosine.triton_impl", "reference": "cosine.reference"},
     "best_cosines": {"cpp": "best_cosines.native_impl", "reference": "best_cosines.reference"},
+    "top_k": {"triton": "top_k.triton_impl", "cpp": "top_k.native_impl", "reference": "top_k.reference"},
+    "pairs_above": {"cpp": "top_k.native_impl", "reference": "top_k.reference"},
     "nv12_to_pixels": {"triton": "nv12.triton_impl", "torch": "nv12.torch_impl", "reference": "nv12.reference"},
     "rgb_to_pixels": {"torch": "nv12.torch_impl", "reference": "nv12.reference"},
     "derivatives": {

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from vsim_fast.video._batches import DecodeReport
+from vsim_fast.video._images import SUFFIXES as IMAGE_SUFFIXES
+from vsim_fast.video._images import read_image
 from vsim_fast.video.decode import VideoReader, open_video
 from vsim_fast.video.probe import Limits, probe
 from vsim_fast.video.sampling import RULES, DecodePlan, Sampling, plan, sample
 
 __all__ = [
-    "RULES", "DecodePlan", "DecodeReport", "Limits", "Sampling", "VideoReader", "open_video", "plan", "probe", "sample",
+    "IMAGE_SUFFIXES", "RULES", "DecodePlan", "DecodeReport", "Limits", "Sampling", "VideoReader", "open_video", "plan",
+    "probe", "read_image", "sample",
 ]  # fmt: skip

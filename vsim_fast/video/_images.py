@@ -1,4 +1,4 @@
-"""A folder of images as a video, read with Pillow."""
+"""Images, and a folder of them as a video, read with Pillow."""
 
 from __future__ import annotations
 
@@ -12,27 +12,44 @@ import torch
 from PIL import Image, ImageOps
 
 from vsim_fast.errors import CorruptVideo, OpenError, UnsupportedVideo
-from vsim_fast.records import ColorSpec, FrameBatch, VideoInfo
+from vsim_fast.records import IMAGE_SUFFIXES, ColorSpec, FrameBatch, VideoInfo
 from vsim_fast.video._batches import Assembler, DecodeReport
-from vsim_fast.video.probe import Limits
+from vsim_fast.video.probe import DEFAULT_LIMITS, Limits, gate
 from vsim_fast.video.sampling import DecodePlan, exact
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ORIENTATION = 0x0112  # EXIF tag; 5..8 swap width and height
 CAMERA_FORMATS = {"JPEG", "MPO", "WEBP", "TIFF"}  # others are not turned: reading their EXIF decodes the whole image
 
 
 def files(folder: str) -> list[Path]:
     """Image files of a folder in natural order: frame2 before frame10."""
-    found = [p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()]
+    found = [p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
     return sorted(found, key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"([0-9]+)", p.name.lower())])
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: str | Path) -> Image.Image:
     try:
         return Image.open(path)
     except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
         raise OpenError(path, f"no image that is read here ({error})") from None
+
+
+def read_image(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
+    """An image file as uint8 RGB [H, W, 3], upright.  Raises: OpenError, UnsupportedVideo, CorruptVideo."""
+    path, _ = gate(path)
+    with open_image(path) as image:
+        width, height = image.size
+        if width * height > limits.max_pixels:
+            raise UnsupportedVideo(path, f"{width}x{height} pixels are more than the {limits.max_pixels} allowed")
+        try:
+            return np.array(_upright(image))  # Pillow hands out memory that cannot be written to
+        except (OSError, SyntaxError, ValueError, IndexError) as error:
+            raise CorruptVideo(path, f"the image does not decode ({error})") from None
+
+
+def _upright(image: Image.Image) -> np.ndarray:
+    turned = ImageOps.exif_transpose(image) if image.format in CAMERA_FORMATS else image
+    return np.asarray(turned.convert("RGB"))
 
 
 def scan(folder: str, limits: Limits, fps: float | Fraction) -> VideoInfo:
@@ -42,7 +59,7 @@ def scan(folder: str, limits: Limits, fps: float | Fraction) -> VideoInfo:
     except OSError as error:
         raise OpenError(folder, error.strerror or str(error)) from None
     if not paths:
-        raise OpenError(folder, f"the folder holds no image ({', '.join(sorted(SUFFIXES))})")
+        raise OpenError(folder, f"the folder holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     if len(paths) > limits.max_frames:
         raise UnsupportedVideo(folder, f"{len(paths)} images are more than the {limits.max_frames} frames allowed")
     size = None
@@ -94,8 +111,7 @@ class ImageBackend:
         for index in np.unique(self.plan.index).tolist():
             try:
                 with open_image(paths[index]) as image:
-                    upright = ImageOps.exif_transpose(image) if image.format in CAMERA_FORMATS else image
-                    picture = np.asarray(upright.convert("RGB"))
+                    picture = _upright(image)
                 if picture.shape != (self.info.height, self.info.width, 3):
                     raise OpenError(paths[index], "the image changed its size while being read")
             except (OSError, OpenError, SyntaxError, ValueError, IndexError) as error:
