@@ -409,7 +409,7 @@ def test_damaged_features_are_made_again(take, run, calls, harm):
             data[-1000] ^= 1
             path.write_bytes(data)
         elif harm == "made by another version":
-            path.write_bytes(data.replace(rb'\"format\":1', rb'\"format\":0'))
+            path.write_bytes(data.replace(rb"\"format\":1", rb"\"format\":0"))
         else:
             path.write_bytes(data[:-9] if harm == "cut off" else b"\xff" * len(data))
     take("b.mp4")  # so that features are needed

@@ -102,9 +102,9 @@ def parent(pid):
 
 
 def test_files_and_ledger_are_those_of_the_local_engine(cluster, clips, local, tmp_path, capsys):
-    options = ["--image-size", "112", "--fps", RATE, "--keep", "pooled,cls", "--precision", "float32", "--json", "--workers", 2]
+    options = f"--image-size 112 --fps {RATE} --keep pooled,cls --precision float32 --workers 2 --json".split()
     with pytest.raises(SystemExit) as end:
-        main(["embed", str(clips), "--output-dir", str(tmp_path), "--engine", "ray", *map(str, options)])
+        main(["embed", str(clips), "--output-dir", str(tmp_path), "--engine", "ray", *options])
     result = json.loads(capsys.readouterr().out)
     assert end.value.code == 3 and result["computed"] == 9
     assert result["engine"] == {"engine": "ray", "devices": ["cpu"], "decoders": 2, "encoders": 1}

@@ -18,7 +18,7 @@ import sqlite3
 import tempfile
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -428,8 +428,9 @@ class Store:
 
     # ---- writing
 
-    def known_keys(self, paths: Sequence[str | Path]) -> list[str | None]:
-        """The key of each file that is as it was when its key was noted, else None. Nothing is read of the files."""
+    def known_keys(self, paths: Sequence[str | Path], stamp: Callable[[str | Path], Stamp] = stamp) -> list[str | None]:
+        """The key of each file that has the stamp with which its key was noted, else None. Nothing is read of the
+        files. `stamp` may raise OSError."""
         texts = self._texts(paths)
         known = {
             path: (key, Stamp(*values))
@@ -632,9 +633,7 @@ class Store:
             return list(self._videos())
 
     def _videos(self) -> Iterator[StoredVideo]:
-        contents = self._ledger.read(
-            "select key, facts from contents where key in (select key from paths) order by id"
-        )
+        contents = self._ledger.read("select key, facts from contents where key in (select key from paths) order by id")
         paths = defaultdict(list)
         for key, path, name in self._ledger.read("select key, path, name from paths order by path"):
             paths[key].append((path, name))
