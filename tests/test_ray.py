@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import sys
 from dataclasses import asdict
@@ -11,18 +12,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from copy_clips import RATE, scene, write
 from deadly_frames import DEADLY, DeadlyPreprocess
 
 from vsim_fast.batch import embed
+from vsim_fast.batch.engines import EngineConfig
+from vsim_fast.batch.jobs import TaskQueue
 from vsim_fast.cli import main
-from vsim_fast.errors import UsageError
+from vsim_fast.encode import load_encoder
+from vsim_fast.errors import DeviceError, OpenError, UsageError
 from vsim_fast.feature_store import Store
+from vsim_fast.pipeline import Timings
 from vsim_fast.pipeline.frames import InputFormat
+from vsim_fast.pipeline.many import gather_videos
+from vsim_fast.pipeline.reading import Task
+from vsim_fast.video import Sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*")  # Ray Data sets its own old options
 OPTIONS = dict(image_size=112, fps=float(RATE), keep=("pooled", "cls"), precision="float32")
-BROKEN = ("empty.mp4", "noise.mp4")
 
 
 @pytest.fixture(scope="module")
@@ -40,20 +48,24 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """Nine clips of three lengths, two files that are no videos."""
+    """Nine clips of three lengths, and a file that is no video."""
     folder = tmp_path_factory.mktemp("clips")
     for n in range(9):
         write(folder / f"clip{n}.mp4", scene(n, (12, 30, 48)[n % 3]))
-    (folder / "empty.mp4").write_bytes(b"")
     (folder / "noise.mp4").write_bytes(b"no video" * 100)
     return folder
 
 
-@pytest.fixture(scope="module")
-def local(clips, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("local")
-    embed([clips], output_dir=folder, **OPTIONS)
-    return folder
+@pytest.fixture
+def deadly(clips, tmp_path, monkeypatch):
+    """A file that kills whatever process prepares its frames."""
+
+    def form(preprocess, dtype, device):
+        return InputFormat(DeadlyPreprocess(**asdict(preprocess)), dtype, device)
+
+    for module in ("pipeline.many", "batch.ray_engine"):
+        monkeypatch.setattr(f"vsim_fast.{module}.InputFormat", form)
+    return write(tmp_path / DEADLY, scene(99, 12))
 
 
 def files(folder):
@@ -101,20 +113,25 @@ def parent(pid):
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def test_files_and_ledger_are_those_of_the_local_engine(cluster, clips, local, tmp_path, capsys):
+def test_files_and_ledger_are_those_of_the_local_engine(cluster, clips, deadly, tmp_path, capsys):
+    local, ours = tmp_path / "local", tmp_path / "ray"
+    embed([clips, deadly], output_dir=local, **OPTIONS)
     options = f"--image-size 112 --fps {RATE} --keep pooled,cls --precision float32 --workers 2 --json".split()
     with pytest.raises(SystemExit) as end:
-        main(["embed", str(clips), "--output-dir", str(tmp_path), "--engine", "ray", *options])
+        main(["embed", str(clips), str(deadly), "--output-dir", str(ours), "--engine", "ray", *options])
     result = json.loads(capsys.readouterr().out)
     assert end.value.code == 3 and result["computed"] == 9
     assert result["engine"] == {"engine": "ray", "devices": ["cpu"], "decoders": 2, "encoders": 1}
-    assert sorted(Path(video["video_path"]).name for video in result["failed_videos"]) == list(BROKEN)
     assert {"decode", "encode"} <= result["timings"].keys()
-    assert_same(tmp_path, local)
+    given_up, failed = sorted(result["failed_videos"], key=lambda video: video["status"], reverse=True)
+    assert given_up["status"] == "quarantined" and Path(given_up["video_path"]).name == DEADLY
+    assert given_up["reason"] == "the process died of SIGKILL while it was read"
+    assert failed["status"] == "failed" and Path(failed["video_path"]).name == "noise.mp4"
+    assert_same(ours, local)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
-def test_killed_actors_cost_nothing(cluster, clips, local, tmp_path, monkeypatch):
+def test_killed_actors_cost_nothing(cluster, clips, tmp_path, monkeypatch):
     monkeypatch.setattr("vsim_fast.batch.ray_engine.PACKED_BATCHES", 1)
     monkeypatch.setattr("vsim_fast.batch.run.PROGRESS_SECONDS", 0.0)
     killed = []
@@ -126,22 +143,120 @@ def test_killed_actors_cost_nothing(cluster, clips, local, tmp_path, monkeypatch
                 for pid in killed:
                     os.kill(pid, signal.SIGKILL)
 
-    embed([clips], output_dir=tmp_path, engine="ray", progress=Killer(), **OPTIONS)
+    local, ours = tmp_path / "local", tmp_path / "ray"
+    embed([clips], output_dir=local, **OPTIONS)
+    embed([clips], output_dir=ours, engine="ray", progress=Killer(), **OPTIONS)
     assert len(killed) == 2
-    assert_same(tmp_path, local)
+    assert_same(ours, local)
 
 
-def test_a_file_that_kills_its_decoder_twice_is_given_up(cluster, clips, local, tmp_path, monkeypatch):
-    def deadly(preprocess, dtype, device):
-        return InputFormat(DeadlyPreprocess(**asdict(preprocess)), dtype, device)
+@pytest.fixture(scope="module")
+def engine():
+    """An engine that knows its encoder and has no Ray."""
+    pytest.importorskip("ray")
+    from vsim_fast.batch.ray_engine import RayEngine
+    from vsim_fast.batch.ray_stages import encoder_facts
 
-    monkeypatch.setattr("vsim_fast.batch.ray_engine.InputFormat", deadly)
-    write(tmp_path / DEADLY, scene(99, 12))
-    chosen = sorted(clips.glob("clip*"))[:4]
-    result = embed([*chosen, tmp_path / DEADLY], output_dir=tmp_path / "out", engine="ray", **OPTIONS)
-    assert result.computed == 4
-    (failed,) = result.failed_videos
-    assert failed["status"] == "quarantined" and failed["reason"] == "the process died of SIGKILL while it was read"
+    config = EngineConfig(
+        "builtin", "float32", 112, False, Sampling(fps=RATE), ("patches", "pooled"), "auto", 1, timeout=60.0
+    )
+    engine = RayEngine(config, "cpu", None, Timings())
+    engine._facts, engine.decoders, engine._round_videos = encoder_facts(config, "cpu"), 1, 8
+    engine.encoder = engine._facts.description
+    return engine
+
+
+@pytest.fixture(scope="module")
+def tables(engine, clips):
+    """What the actors make of three videos, 12, 30 and 48 frames, and of a file that is none."""
+    import pyarrow as pa
+
+    from vsim_fast.batch.ray_stages import Decode, Encode
+
+    pixels, features = engine._facts.pixels(), engine._facts.features(engine.config.keep)
+    decode, encode = Decode(engine._reading(), 32, 60.0, pixels), Encode(engine.config, "cpu", pixels, features)
+    rows = [pickle.dumps(task) for task in tasks_of(clips)]
+    decoded = pa.concat_tables(decode(pa.table({"task": rows})))
+    decode.tasks.put(None)
+    decode.source.close()
+    return [*encode(decoded.slice(0, 50)), *encode(decoded.slice(50))]
+
+
+def tasks_of(clips):
+    names = ("clip0", "clip1", "clip2", "noise")
+    return [Task(n, name, str(clips / f"{name}.mp4")) for n, name in enumerate(names)]
+
+
+def run(engine, clips, monkeypatch, rounds):
+    """Results by number of the tasks when each round gives what `rounds` says, and the tasks of each round."""
+    given = []
+
+    def tables_of(tasks):
+        given.append([task.number for task in tasks])
+        for item in rounds[len(given) - 1]:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    monkeypatch.setattr(engine, "_tables", tables_of)
+    queue = TaskQueue()
+    for task in tasks_of(clips):
+        queue.put(task)
+    queue.close()
+    results = [result for result in engine.run(queue) if result is not None]
+    assert len(results) == len(dict(results))
+    return dict(results), given
+
+
+def test_rows_in_any_order_make_the_videos(engine, clips, tables, monkeypatch):
+    found, given = run(engine, clips, monkeypatch, [list(reversed(tables))])
+    assert given == [[0, 1, 2, 3]] and isinstance(found[3].error, OpenError)
+    videos = {video.path: video for video in gather(engine, clips)}
+    for number, name in enumerate(("clip0", "clip1", "clip2")):
+        ours, theirs = found[number], videos[name]
+        assert torch.equal(ours.features.pts_seconds, theirs.features.pts_seconds)
+        torch.testing.assert_close(ours.features.patches, theirs.features.patches, atol=1e-5, rtol=0)
+        torch.testing.assert_close(ours.pooled, theirs.pooled, atol=1e-5, rtol=0)
+        torch.testing.assert_close(ours.embedding, theirs.embedding, atol=1e-5, rtol=0)
+
+
+def gather(engine, clips):
+    encoder = load_encoder("builtin", "cpu", "float32", 112)
+    videos = gather_videos(tasks_of(clips), encoder, engine.config.sampling, engine.config.keep, isolate=False)
+    return [item[1] for item in videos if item is not None]
+
+
+def test_videos_with_rows_lost_or_doubled_go_into_the_next_round(engine, clips, tables, monkeypatch):
+    def frames_of(number):
+        return next(n for n, table in enumerate(tables) if table["video"][0].as_py() == number)
+
+    lost, doubled = frames_of(1), frames_of(2)
+    spoilt = [table for n, table in enumerate(tables) if n != lost]
+    spoilt.insert(0, tables[doubled])
+    found, given = run(engine, clips, monkeypatch, [spoilt, tables])
+    assert given == [[0, 1, 2, 3], [1, 2]] and len(found) == 4
+    assert len(found[1].featureless) == 30 and len(found[2].featureless) == 48
+    found, _ = run(engine, clips, monkeypatch, [spoilt] * 3)
+    assert all(found[n].worker_died and str(found[n].error).endswith("Ray lost frames of it 3 times") for n in (1, 2))
+
+
+def test_work_that_ray_loses_is_done_again_three_times(engine, clips, tables, monkeypatch):
+    from ray.exceptions import RayActorError
+
+    found, given = run(engine, clips, monkeypatch, [[RayActorError()], [RayActorError()], tables])
+    assert len(found) == 4 and len(given) == 3
+    with pytest.raises(DeviceError, match="Ray failed 3 times, the last time with: The actor"):
+        run(engine, clips, monkeypatch, [[RayActorError()]] * 3)
+
+
+def test_errors_of_actors_are_raised_as_they_are(engine, clips, monkeypatch):
+    from ray.exceptions import RayTaskError
+
+    error = RayTaskError("encode", "traceback", DeviceError("no memory for one frame"))
+    with pytest.raises(DeviceError, match=r"^no memory for one frame$"):
+        run(engine, clips, monkeypatch, [[error.as_instanceof_cause()]])
+    with pytest.raises(RuntimeError, match="an actor of Ray failed"):
+        run(engine, clips, monkeypatch, [[RayTaskError("encode", "traceback", KeyError("a mistake"))]])
 
 
 @pytest.mark.parametrize(

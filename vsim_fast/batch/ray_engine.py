@@ -10,6 +10,7 @@ import socket
 import sysconfig
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from vsim_fast.batch.ray_stages import (
     events_of,
     runs_of_frames,
 )
-from vsim_fast.errors import DeviceError, UsageError, VsimError
+from vsim_fast.errors import DeviceError, UsageError, VsimError, WorkerDied
 from vsim_fast.pipeline import EncodedVideo, Timings
 from vsim_fast.pipeline.frames import InputFormat
 from vsim_fast.pipeline.many import BLOCK_FRAMES, MEMORY_SHARE, Gathered, bytes_per_frame
@@ -47,7 +48,7 @@ ROUND_VIDEOS = 256
 """Least videos of a round, where there are so many: each starts its actors anew, which takes seconds."""
 ROUND_VIDEOS_PER_DECODER = 64
 ROUND_TRIES = 3
-"""Rounds that a video may take part in, and rounds in a row that may end without a single result."""
+"""Rounds that a video may take part in."""
 PACKED_BATCHES = 4
 """Frames given to an encode actor at a time, in batches: only the last of them is not full."""
 BLOCK_BYTES = 32 << 20
@@ -119,8 +120,7 @@ class RayEngine:
 
     def run(self, tasks: TaskQueue) -> Iterator[Result | None]:
         again: list[Task] = []
-        tries: dict[int, int] = {}
-        fruitless = 0
+        tries: Counter[int] = Counter()
         while True:
             chosen = again
             yield from self._choose(tasks, chosen)
@@ -128,12 +128,16 @@ class RayEngine:
                 return
             videos = {task.number: _Video(task) for task in chosen}
             broken = yield from self._round(videos)
-            again = [video.task for video in videos.values()]
-            fruitless = fruitless + 1 if len(again) == len(chosen) else 0
-            for task in again:
-                tries[task.number] = tries.get(task.number, 0) + 1
-            if again and (fruitless >= ROUND_TRIES or max(tries.values()) >= ROUND_TRIES):
-                raise DeviceError(f"Ray lost work {ROUND_TRIES} times, last of {again[0].path}: {broken}") from broken
+            again = []
+            tries.update(videos)
+            for number, video in videos.items():
+                if tries[number] < ROUND_TRIES:
+                    again.append(video.task)
+                elif broken is not None:
+                    raise DeviceError(f"Ray failed {ROUND_TRIES} times, the last time with: {broken}") from broken
+                else:
+                    error = WorkerDied(video.task.file, f"Ray lost frames of it {ROUND_TRIES} times")
+                    yield number, EncodedVideo(video.task.path, error=error, worker_died=True)
 
     def _choose(self, tasks: TaskQueue, chosen: list[Task]) -> Iterator[None]:
         """Adds what there is to do: a full round, or all that comes before nothing more does for a moment."""
@@ -180,15 +184,18 @@ class RayEngine:
         for stage, value in seconds.items():
             self.timings.add(stage, value)
 
+    def _reading(self) -> ReadOptions:
+        facts, keep = self._facts, self.config.keep
+        room = MEMORY_SHARE * available_memory() / (2 * self.decoders + 1)  # of this process, which gathers them all
+        return ReadOptions(
+            self.config.sampling, InputFormat(facts.preprocess, facts.dtype, torch.device("cpu")), decoder="pyav",
+            block_frames=min(facts.batch_size, BLOCK_FRAMES),
+            max_frames=max(1, int(room // bytes_per_frame(keep, facts.grid, facts.dim, facts.token_dtype))),
+        )  # fmt: skip
+
     def _tables(self, tasks: list[Task]) -> Iterator[pa.Table]:
         """Features of the frames of all tasks, as `EncoderFacts.features` has them."""
         facts, config = self._facts, self.config
-        room = MEMORY_SHARE * available_memory() / (2 * self.decoders + 1)
-        options = ReadOptions(
-            config.sampling, InputFormat(facts.preprocess, facts.dtype, torch.device("cpu")), decoder="pyav",
-            block_frames=min(facts.batch_size, BLOCK_FRAMES),
-            max_frames=max(1, int(room // bytes_per_frame(config.keep, facts.grid, facts.dim, facts.token_dtype))),
-        )  # fmt: skip
         data = ray.data.from_items([{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
         context = data.context
         context.enable_progress_bars = context.print_on_execution_start = False
@@ -200,7 +207,7 @@ class RayEngine:
         frames = data.map_batches(
             Decode, batch_size=1, batch_format="pyarrow", **self._decode_resources,
             compute=_pool(self.decoders, len(tasks)),
-            fn_constructor_args=(options, 2 * facts.batch_size, config.timeout, pixels),
+            fn_constructor_args=(self._reading(), 2 * facts.batch_size, config.timeout, pixels),
         )  # fmt: skip
         features = frames.map_batches(
             Encode, batch_size=packed, batch_format="pyarrow", compute=_pool(self.encoders, len(tasks) // packed),
