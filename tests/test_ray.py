@@ -7,7 +7,7 @@ import os
 import pickle
 import signal
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from vsim_fast.batch.engines import EngineConfig
 from vsim_fast.batch.jobs import TaskQueue
 from vsim_fast.cli import main
 from vsim_fast.encode import load_encoder
-from vsim_fast.errors import DeviceError, OpenError, UsageError
+from vsim_fast.errors import DeviceError, EncoderError, OpenError, UsageError
 from vsim_fast.feature_store import Store
 from vsim_fast.pipeline import Timings
 from vsim_fast.pipeline.frames import InputFormat
@@ -249,14 +249,36 @@ def test_work_that_ray_loses_is_done_again_three_times(engine, clips, tables, mo
         run(engine, clips, monkeypatch, [[RayActorError()]] * 3)
 
 
-def test_errors_of_actors_are_raised_as_they_are(engine, clips, monkeypatch):
+def test_what_ends_the_run_in_an_actor_is_raised_as_it_is(engine, clips, monkeypatch):
     from ray.exceptions import RayTaskError
 
-    error = RayTaskError("encode", "traceback", DeviceError("no memory for one frame"))
-    with pytest.raises(DeviceError, match=r"^no memory for one frame$"):
-        run(engine, clips, monkeypatch, [[error.as_instanceof_cause()]])
+    from vsim_fast.batch.ray_stages import Encode
+
+    pixels, features = engine._facts.pixels(), engine._facts.features(engine.config.keep)
+    encode = Encode(replace(engine.config, encoder="nonsense"), "cpu", pixels, features)
+    rows = {"index": torch.arange(2), "pts_seconds": torch.zeros(2), "featureless": torch.zeros(2, dtype=torch.bool)}
+    frames = pixels.of_frames(0, rows | {"pixels": torch.zeros(2, 3, 112, 112)})
+    with pytest.raises(EncoderError, match=r"^encoder 'nonsense' is none of"):
+        run(engine, clips, monkeypatch, [encode(frames)])
     with pytest.raises(RuntimeError, match="an actor of Ray failed"):
         run(engine, clips, monkeypatch, [[RayTaskError("encode", "traceback", KeyError("a mistake"))]])
+
+
+def test_tensors_cross_as_bytes_whatever_their_type():
+    pa = pytest.importorskip("pyarrow")
+    from vsim_fast.batch.ray_stages import Table, runs_of_frames
+
+    table = Table({"patches": (torch.bfloat16, (3, 5)), "cls": (torch.float16, (4,)), "pooled": (torch.float32, (2,))})
+    patches, pooled = torch.randn(6, 3, 5).bfloat16(), torch.randn(6, 2)
+    common = {"index": torch.arange(6), "pts_seconds": torch.rand(6).double(), "featureless": torch.arange(6) > 3}
+    strided = patches.transpose(0, 1).contiguous().transpose(0, 1)
+    whole = table.of_frames(7, common | {"patches": strided, "pooled": pooled})
+    pieces = pa.concat_tables([table.of_event(7, "end"), whole.slice(0, 1), whole.slice(1, 4), whole.slice(5)])
+    ((video, frames),) = runs_of_frames(pieces)
+    back = table.rows(frames)
+    assert video == 7 and back.keys() == {"index", "pts_seconds", "featureless", "patches", "pooled"}
+    for name, x in (common | {"patches": patches, "pooled": pooled}).items():
+        assert torch.equal(back[name], x) and back[name].dtype == x.dtype
 
 
 @pytest.mark.parametrize(

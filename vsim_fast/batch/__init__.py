@@ -102,8 +102,8 @@ def embed(
         shard: (i, n): of the videos, in order, only each n-th from the i-th on. Each shard needs an output folder.
         retry_failed: read files again that could not be read by an earlier run and have not changed since.
         max_failures: end the run, in good order, when more videos than this have failed.
-        engine: "local", or "ray" for the nodes of a Ray cluster, which need this package and the videos under the same
-            paths.
+        engine: "local", or "ray" for the nodes of a Ray cluster, which need this package and see the videos, and
+            `cache_dir` where there are URLs, under the same paths; device is then "auto", "cpu" or "cuda".
         address: of the Ray cluster; default one on this machine, for this run.
         stop: set it from elsewhere, and the run finishes what it has begun, then returns.
         progress: told of it a few times a second.  timings, started: account for what the caller did before.

@@ -22,7 +22,7 @@ import ray
 import ray.data
 import torch
 from ray.data.exceptions import SystemException
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError, UserCodeException
 
 import vsim_fast
 from vsim_fast.batch.engines import EngineConfig, Result
@@ -110,8 +110,14 @@ class RayEngine:
         self._round_videos = max(ROUND_VIDEOS, ROUND_VIDEOS_PER_DECODER * self.decoders)
         self.lookahead = 2 * self._round_videos
         facts = ray.remote(encoder_facts).options(**self._encode_resources).remote(self.config, self._kind)
-        with _errors():
-            self._facts = ray.get(facts)
+        try:
+            with _errors():
+                self._facts = ray.get(facts)
+        except RayError as error:
+            reason = str(error).partition("\n")[0]
+            raise DeviceError(
+                f"no node of the Ray cluster can load the encoder ({reason}); is this package there?"
+            ) from error
         self.encoder = self._facts.description
 
     def describe(self) -> dict[str, Any]:
@@ -129,7 +135,7 @@ class RayEngine:
             videos = {task.number: _Video(task) for task in chosen}
             broken = yield from self._round(videos)
             again = []
-            tries.update(videos)
+            tries.update(list(videos))
             for number, video in videos.items():
                 if tries[number] < ROUND_TRIES:
                     again.append(video.task)
@@ -170,6 +176,8 @@ class RayEngine:
         """The videos that have all they need now."""
         touched: dict[int, _Video] = {}
         for number, event in events_of(table):
+            if isinstance(event, VsimError):
+                raise event
             self._account(event.seconds if isinstance(event, Spent) else getattr(event.event, "seconds", {}))
             if number in videos:
                 touched[number] = videos[number]
@@ -336,10 +344,10 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray Data says when it starts and ends; a run has a progress of its own."""
+    """Ray Data says when it starts, how it ends, and what it raises; a run says that itself."""
     logger = logging.getLogger("ray.data")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
@@ -348,13 +356,13 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """What an actor raised, as it raised it, where the user can act on it."""
+    """What an actor raised, as it raised it, where the user can act on it; what Ray did not manage as a RayError."""
     try:
         yield
     except RayTaskError as error:
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, VsimError) and not isinstance(cause, RayTaskError):
+            if isinstance(cause, (VsimError, RayError)) and not isinstance(cause, (RayTaskError, UserCodeException)):
                 raise cause from None
             cause = getattr(cause, "cause", None) or cause.__cause__
         raise RuntimeError(f"an actor of Ray failed: {error}") from error

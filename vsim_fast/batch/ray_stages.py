@@ -2,8 +2,8 @@
 
     rows of tasks ─► Decode ─► rows of frames: pixels ─► Encode ─► rows of frames: features to keep
 
-A row is a frame of a video, or an event (index -1), pickled. Tensors are columns of plain bytes, which Arrow and Ray's
-object store hand on without looking into them, whatever their type.
+A row is a frame of a video, or an event (index -1), pickled: `Ended`, `Spent`, or an error that ends the run. Tensors
+are columns of plain bytes, which Arrow and Ray's object store hand on without looking into them, whatever their type.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import pickle
 import queue
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
@@ -22,13 +23,13 @@ import torch
 from torch import Tensor
 
 from vsim_fast.batch.engines import EngineConfig
-from vsim_fast.encode.base import Preprocess
-from vsim_fast.errors import EncoderError
+from vsim_fast.encode.base import Encoder, Preprocess
+from vsim_fast.errors import EncoderError, VsimError
 from vsim_fast.pipeline import Timings
 from vsim_fast.pipeline.encoding import encode_blocks
 from vsim_fast.pipeline.frames import Block
 from vsim_fast.pipeline.many import kept_rows
-from vsim_fast.pipeline.reading import Failed, Finished, Opened, ReadOptions, Task
+from vsim_fast.pipeline.reading import Event, Failed, Finished, Opened, ReadOptions, Task
 from vsim_fast.pipeline.sources import DecodeProcesses
 from vsim_fast.records import VideoInfo
 
@@ -77,6 +78,7 @@ class Table:
                 columns.append(pa.nulls(count, field.type))
             elif field.name in self.tensors:
                 data = rows[field.name].cpu().contiguous().flatten(1).view(torch.uint8).numpy()
+                assert data.nbytes == count * field.type.byte_width, (field, rows[field.name].shape)
                 columns.append(pa.FixedSizeBinaryArray.from_buffers(field.type, count, [None, pa.py_buffer(data)]))
             else:
                 columns.append(pa.array(rows[field.name].numpy(), field.type))
@@ -106,7 +108,7 @@ def runs_of_frames(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
             yield int(key[start]), table.slice(start, stop - start)
 
 
-def events_of(table: pa.Table) -> Iterator[tuple[int, Ended | Spent]]:
+def events_of(table: pa.Table) -> Iterator[tuple[int, Ended | Spent | VsimError]]:
     for row in np.flatnonzero(table["index"].to_numpy() < 0):
         yield table["video"][row].as_py(), pickle.loads(table["event"][row].as_py())
 
@@ -156,21 +158,35 @@ def encoder_facts(config: EngineConfig, device: str) -> EncoderFacts:
     )  # fmt: skip
 
 
+def _told(errors: Table, tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """What ends the run as an event: Ray adds to the errors that it passes on, and hides those of constructors."""
+    try:
+        yield from tables
+    except VsimError as error:
+        yield errors.of_event(NO_VIDEO, error)
+
+
 class Decode:
     """Actor: a row per task to rows of frames, read by a process of its own. A crash there is a `Failed`."""
 
     def __init__(self, options: ReadOptions, queue_frames: int, timeout: float, table: Table):
-        self.table = table
+        self.options, self.queue_frames, self.timeout, self.table = options, queue_frames, timeout, table
         self.tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self.source = DecodeProcesses(
-            iter(self.tasks.get, None), options, workers=1, queue_frames=queue_frames, timeout=timeout
-        )
-        self.events = self.source.events(IDLE_SECONDS)
+
+    @cached_property
+    def source(self) -> DecodeProcesses:
+        tasks = iter(self.tasks.get, None)
+        options = dict(workers=1, queue_frames=self.queue_frames, timeout=self.timeout)
+        return DecodeProcesses(tasks, self.options, **options)
+
+    @cached_property
+    def events(self) -> Iterator[Event | None]:
+        return self.source.events(IDLE_SECONDS)
 
     def __call__(self, tasks: pa.Table) -> Iterator[pa.Table]:
         for task in map(pickle.loads, tasks["task"].to_pylist()):
             self.tasks.put(task)
-            yield from self._read(task.number)
+            yield from _told(self.table, self._read(task.number))
 
     def _read(self, number: int) -> Iterator[pa.Table]:
         """In the same pieces each time, so that Ray can make a lost one again."""
@@ -195,19 +211,25 @@ class Encode:
     """Actor: frames of any videos to the features to keep, packed into full batches."""
 
     def __init__(self, config: EngineConfig, device: str, pixels: Table, features: Table):
-        self.encoder, self.keep = config.load(device), config.keep
-        self.pixels, self.features = pixels, features
+        self.config, self.device, self.pixels, self.features = config, device, pixels, features
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return self.config.load(self.device)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        yield from _told(self.features, self._encode(table))
+        for video, event in events_of(table):
+            yield self.features.of_event(video, event)
+
+    def _encode(self, table: pa.Table) -> Iterator[pa.Table]:
         timings = Timings()
         for block, encoded in encode_blocks(self._blocks(table), self.encoder, timings, pack=True):
             if isinstance(encoded, EncoderError):
                 yield self.features.of_event(block.video, Ended(0, None, Failed(block.video, encoded)))
             else:
-                yield self.features.of_frames(block.video, kept_rows(encoded, self.keep))
+                yield self.features.of_frames(block.video, kept_rows(encoded, self.config.keep))
         yield self.features.of_event(NO_VIDEO, Spent(timings.seconds()))
-        for video, event in events_of(table):
-            yield self.features.of_event(video, event)
 
     def _blocks(self, table: pa.Table) -> Iterator[Block]:
         for video, frames in runs_of_frames(table):
