@@ -265,6 +265,18 @@ def test_what_a_killed_run_had_in_hand_is_known(folder, store):
     assert Store(folder).abandoned() == [] and (folder / "in_flight").stat().st_size == 0
 
 
+def test_an_exception_ends_a_run_orderly(folder):
+    with pytest.raises(KeyboardInterrupt), Store(folder, write=True, settings=SETTINGS) as store:
+        store.begin(["/a"])
+        store.note_key("/a", "k", (1, 2, 3))
+        store.record([done(store, 0)])
+        store._ledger.database.execute("pragma max_page_count = 1")  # what happens then is not told instead
+        raise KeyboardInterrupt
+    with Store(folder, write=True, settings=SETTINGS) as store:
+        assert store.abandoned() == [] and store.notes == [] and len(store) == 1
+    store.close()  # again does nothing
+
+
 def test_a_full_disk_is_one_line_and_the_ledger_stays_right(folder, store, monkeypatch):
     store.record([done(store, 0)])
     rows = [done(store, n) for n in range(1, 200)]

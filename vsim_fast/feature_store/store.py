@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, get_args
 import numpy as np
 
 from vsim_fast import __version__
-from vsim_fast.errors import OutputError, UsageError
+from vsim_fast.errors import OutputError, UsageError, VsimError
 from vsim_fast.feature_store.embeddings import EmbeddingFile, gathered
 from vsim_fast.feature_store.files import (
     FEATURES,
@@ -405,18 +405,27 @@ class Store:
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        self._end(whole=kind is None)
 
     def close(self) -> None:
-        """Commit what is noted, and let go of the folder."""
-        try:
-            if self._flights is not None:
-                self.flush()
-                self._flights.truncate(0)
-        finally:
-            self._release()
+        """Commit what is noted, bring the file of embeddings up to date, and let go of the folder."""
+        self._end(whole=True)
 
-    def _release(self) -> None:
+    def _end(self, *, whole: bool) -> None:
+        if self._ledger is None:
+            return
+        try:
+            if self.write and whole:
+                self.flush()
+            elif self.write:
+                with suppress(VsimError), self._writing():  # the exception under way is the one to tell
+                    pass
+        finally:
+            self._release(orderly=True)
+
+    def _release(self, *, orderly: bool = False) -> None:
+        if orderly and self._flights is not None:
+            self._flights.truncate(0)  # nothing was in hand of a run that was killed
         for held in (self._ledger, self._log, self._flights):
             if held is not None:
                 held.close()
