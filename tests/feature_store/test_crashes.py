@@ -238,6 +238,7 @@ def test_features_written_and_not_recorded_are_taken_over(folder, store):
     partial = folder / "features" / "00" / ".x.vsim-partial-1-1"
     partial.write_bytes(b"half")
     (folder / "features" / "00" / ".y.vsim-partial-1-1").mkdir()
+    (folder / ".in_flight.vsim-partial-1-1").touch()
     store._release()  # as when it is killed
     with Store(folder, write=True, settings=SETTINGS) as again:
         assert again.notes == ["1 feature files that no run recorded are whole; taken over"]
@@ -247,6 +248,7 @@ def test_features_written_and_not_recorded_are_taken_over(folder, store):
         again.flush()
         assert [video.paths for video in again.videos()] == [(path_of(1),)]
     assert [path.name[0] for path in partial.parent.iterdir()] == ["0"]
+    assert not list(folder.glob(".*"))
 
 
 def test_what_a_killed_run_had_in_hand_is_known(folder, store):
