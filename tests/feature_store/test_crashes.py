@@ -226,6 +226,15 @@ def test_a_run_killed_in_mid_commit_is_read_as_of_before_it(whole, tmp_path):
     assert "store/ledger.sqlite-journal" not in files(root)
 
 
+def test_a_run_killed_while_it_makes_the_ledger_again(whole, monkeypatch):
+    names, _ = work(whole)
+    (whole / "store" / "ledger.sqlite").unlink()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Store, "_read_log", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        Store(whole / "store", write=True)
+    assert work(whole)[0] == names and sorted(v.name for v in Store(whole / "store").videos()) == sorted(names)
+
+
 def test_a_stale_journal_is_not_played_into_a_new_ledger(whole):
     folder = whole / "store"
     (folder / "ledger.sqlite").rename(folder / "ledger.sqlite-journal")

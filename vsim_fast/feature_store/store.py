@@ -220,8 +220,7 @@ class Store:
             with database_errors(path):
                 database = self._created(connect(path, write=True))
         self._ledger = Ledger(database, path)
-        if fault:
-            self._read_log()
+        self._read_log()
         _remove_partial(_entries(self.folder))
         self._adopt()
         self._mend()
@@ -274,7 +273,8 @@ class Store:
                 (settings,) = database.execute("select value from meta where name = 'settings'").fetchone()
                 return database, json.loads(settings), None
         except sqlite3.OperationalError as error:
-            database = database and database.close()
+            if database is not None:
+                database.close()
             if not self.write and self._copy is None and (copy := self._copied(path)):
                 return self._opened(copy)
             raise OutputError(f"{path}: {error}") from error  # nothing is known of what is in it
@@ -336,7 +336,9 @@ class Store:
         return database
 
     def _read_log(self) -> None:
-        """Names and contents of paths, for a ledger that is lost."""
+        """Names and contents of paths, into a ledger that knows none: it was lost, perhaps while made again."""
+        if self._ledger.read("select 1 from paths limit 1"):
+            return
         found: dict[str, dict[str, str]] = {"name": {}, "key": {}}
         for line in _content(self.folder / PATHS).splitlines():
             with suppress(ValueError, KeyError, TypeError):  # cut off
