@@ -189,9 +189,7 @@ def top_k_case(device: str, Q: int, N: int, D: int, k: int) -> Case:
     common = dict(draw=draw, draws=1, oracle=oracle, options=dict(k=k))
     shape = dict(Q=Q, N=N, D=D, k=k)
     if device == "cuda":
-        return Case(
-            "top_k", shape, FP16, eager=partial(eager_top_k, k), bytes=N * D * 2, flops=2 * Q * N * D, **common
-        )
+        return Case("top_k", shape, FP16, eager=partial(eager_top_k, k), bytes=N * D * 2, flops=2 * Q * N * D, **common)
     return Case(
         "top_k", shape, FP16, eager=FaissFlat(k, blas=True), baseline="faiss flat, matrix products",
         peers={"faiss flat, by default": FaissFlat(k, blas=False)}, bytes=0, flops=0, int8_operations=2 * Q * N * D,

@@ -226,6 +226,15 @@ def test_a_run_killed_in_mid_commit_is_read_as_of_before_it(whole, tmp_path):
     assert "store/ledger.sqlite-journal" not in files(root)
 
 
+def test_a_run_killed_while_it_makes_the_ledger_again(whole, monkeypatch):
+    names, _ = work(whole)
+    (whole / "store" / "ledger.sqlite").unlink()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Store, "_read_log", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        Store(whole / "store", write=True)
+    assert work(whole)[0] == names and sorted(v.name for v in Store(whole / "store").videos()) == sorted(names)
+
+
 def test_a_stale_journal_is_not_played_into_a_new_ledger(whole):
     folder = whole / "store"
     (folder / "ledger.sqlite").rename(folder / "ledger.sqlite-journal")
@@ -238,6 +247,7 @@ def test_features_written_and_not_recorded_are_taken_over(folder, store):
     partial = folder / "features" / "00" / ".x.vsim-partial-1-1"
     partial.write_bytes(b"half")
     (folder / "features" / "00" / ".y.vsim-partial-1-1").mkdir()
+    (folder / ".in_flight.vsim-partial-1-1").touch()
     store._release()  # as when it is killed
     with Store(folder, write=True, settings=SETTINGS) as again:
         assert again.notes == ["1 feature files that no run recorded are whole; taken over"]
@@ -247,6 +257,7 @@ def test_features_written_and_not_recorded_are_taken_over(folder, store):
         again.flush()
         assert [video.paths for video in again.videos()] == [(path_of(1),)]
     assert [path.name[0] for path in partial.parent.iterdir()] == ["0"]
+    assert not list(folder.glob(".*"))
 
 
 def test_what_a_killed_run_had_in_hand_is_known(folder, store):
@@ -263,6 +274,18 @@ def test_what_a_killed_run_had_in_hand_is_known(folder, store):
         with Store(folder, write=True, settings=SETTINGS) as third:
             assert third.abandoned() == ["/c", r"/\xff", "/d"]
     assert Store(folder).abandoned() == [] and (folder / "in_flight").stat().st_size == 0
+
+
+def test_an_exception_ends_a_run_orderly(folder):
+    with pytest.raises(KeyboardInterrupt), Store(folder, write=True, settings=SETTINGS) as store:
+        store.begin(["/a"])
+        store.note_key("/a", "k", (1, 2, 3))
+        store.record([done(store, 0)])
+        store._ledger.database.execute("pragma max_page_count = 1")  # what happens then is not told instead
+        raise KeyboardInterrupt
+    with Store(folder, write=True, settings=SETTINGS) as store:
+        assert store.abandoned() == [] and store.notes == [] and len(store) == 1
+    store.close()  # again does nothing
 
 
 def test_a_full_disk_is_one_line_and_the_ledger_stays_right(folder, store, monkeypatch):

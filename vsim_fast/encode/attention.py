@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -32,6 +33,12 @@ def attention_row(
     return logits.softmax(dim=-1).mean(dim=1)[:, 0]
 
 
+class _Kept(threading.local):
+    """A row between the hook and whoever takes it: of each thread, several may run the model at the same time."""
+
+    row: Tensor | None = None
+
+
 class AttentionTap:
     """Hooks on `layer` that keep `attention_row` of the attention call made inside it.
 
@@ -48,7 +55,7 @@ class AttentionTap:
         layer.register_forward_hook(self._leave, always_call=True)  # also when memory runs out inside the layer
 
     def _enter(self, layer: nn.Module, args: tuple) -> None:
-        self._mode.row = None
+        self._mode.kept.row = None
         self._mode.__enter__()
 
     def _leave(self, layer: nn.Module, args: tuple, output: object) -> None:
@@ -56,7 +63,7 @@ class AttentionTap:
 
     def take(self) -> Tensor:
         """float32 [B, N] of the forward pass that just ended; drops it here."""
-        row, self._mode.row = self._mode.row, None
+        row, self._mode.kept.row = self._mode.kept.row, None
         assert row is not None, "the tapped layer made no scaled_dot_product_attention call"
         return row
 
@@ -64,14 +71,14 @@ class AttentionTap:
 class _SeeAttention(TorchFunctionMode):
     def __init__(self, query: Literal["first", "mean"]):
         super().__init__()
-        self.query, self.row = query, None
+        self.query, self.kept = query, _Kept()
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if func is scaled_dot_product_attention:
             assert kwargs.get("attn_mask") is None, "a masked layer has no single CLS row"
             q, k = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(("query", "key")))
-            self.row = attention_row(q, k, query=self.query, scale=kwargs.get("scale"))
+            self.kept.row = attention_row(q, k, query=self.query, scale=kwargs.get("scale"))
         return func(*args, **kwargs)
 
 
@@ -79,15 +86,15 @@ class ProbeTap:
     """Hook on a pooling head's `nn.MultiheadAttention`, which returns its head-averaged weights [B, 1, N] anyway."""
 
     def __init__(self, attention: nn.MultiheadAttention):
-        self._row: Tensor | None = None
+        self._kept = _Kept()
         attention.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, args: tuple, output: tuple[Tensor, Tensor | None]) -> None:
         assert output[1] is not None, "the pooling head was called without weights"
-        self._row = output[1][:, 0].float()
+        self._kept.row = output[1][:, 0].float()
 
     def take(self) -> Tensor:
         """float32 [B, N] of the forward pass that just ended; drops it here."""
-        row, self._row = self._row, None
+        row, self._kept.row = self._kept.row, None
         assert row is not None, "the pooling head was not called"
         return row

@@ -32,13 +32,17 @@ class EmbeddingFile:
                 if file.tell() != OFFSET or dtype != np.dtype("<f4") or width < 1:
                     return [], np.zeros((0, 0), np.float32)
                 room = (self.path.stat().st_size - OFFSET) // (4 * width)
-            *lines, _ = self.lines_path.read_text().split("\n")  # what follows the last newline was cut off
+            text = self.lines_path.read_text()
+            *lines, _ = text.split("\n")  # what follows the last newline was cut off
+            del lines[room:]
+            rows = np.zeros((0, width), np.float32)
+            if lines:
+                rows = np.memmap(self.path, "<f4", "c", OFFSET, (len(lines), width))
+            if self.lines_path.read_text() != text:  # a writing run came between
+                return [], np.zeros((0, 0), np.float32)
         except (OSError, ValueError):
             return [], np.zeros((0, 0), np.float32)
-        del lines[room:]
-        if not lines:
-            return [], np.zeros((0, width), np.float32)
-        return lines, np.memmap(self.path, "<f4", "c", OFFSET, (len(lines), width))
+        return lines, rows
 
     def update(self, wanted: Sequence[str], load: Callable[[int], np.ndarray | None]) -> None:
         """Have the rows `wanted`; `load` gives float32 [D] of the n-th, or None.  Raises: OutputError."""
@@ -61,7 +65,8 @@ class EmbeddingFile:
             return
         kept = dict(zip(lines, rows, strict=True))
         added, vectors = _loaded(wanted, lambda n: load(n) if (row := kept.get(wanted[n])) is None else row, None)
-        self.lines_path.unlink(missing_ok=True)  # so that no line speaks of another file's row
+        with output_errors(self.lines_path):
+            self.lines_path.unlink(missing_ok=True)  # so that no line speaks of another file's row
         with atomic_path(self.path) as partial:
             partial.write_bytes(_header(*vectors.shape) + vectors.tobytes())
         with atomic_path(self.lines_path) as partial:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, get_args
 import numpy as np
 
 from vsim_fast import __version__
-from vsim_fast.errors import OutputError, UsageError
+from vsim_fast.errors import OutputError, UsageError, VsimError
 from vsim_fast.feature_store.embeddings import EmbeddingFile, gathered
 from vsim_fast.feature_store.files import (
     FEATURES,
@@ -220,8 +220,8 @@ class Store:
             with database_errors(path):
                 database = self._created(connect(path, write=True))
         self._ledger = Ledger(database, path)
-        if fault:
-            self._read_log()
+        self._read_log()
+        _remove_partial(_entries(self.folder))
         self._adopt()
         self._mend()
         self._abandoned = self._read_in_flight()
@@ -256,7 +256,7 @@ class Store:
             return None, None, None
         database = None
         try:
-            database = connect(self._to_read(path), write=self.write or self._copy is not None)
+            database = connect(path, write=self.write or self._copy is not None)
             application, version = kind(database)
             if (application, version) == (0, 0) and not database.execute("select 1 from sqlite_master").fetchone():
                 fault = "empty"
@@ -272,8 +272,12 @@ class Store:
             else:
                 (settings,) = database.execute("select value from meta where name = 'settings'").fetchone()
                 return database, json.loads(settings), None
-        except sqlite3.OperationalError as error:  # it cannot be opened: nothing is known of what is in it
-            raise OutputError(f"{path}: {error}") from error
+        except sqlite3.OperationalError as error:
+            if database is not None:
+                database.close()
+            if not self.write and self._copy is None and (copy := self._copied(path)):
+                return self._opened(copy)
+            raise OutputError(f"{path}: {error}") from error  # nothing is known of what is in it
         except (sqlite3.DatabaseError, TypeError, ValueError) as error:
             fault = f"damaged ({error})"
         except OutputError:
@@ -283,16 +287,17 @@ class Store:
             database.close()
         return None, None, fault
 
-    def _to_read(self, path: Path) -> Path:
-        """`path`; or a copy of it, for a reader, if its journal says that a run was killed in mid-commit: SQLite would
-        repair the ledger before reading it."""
-        journal = path.with_name(f"{LEDGER}-journal")
-        if self.write or not journal.exists() or holder(self.folder / LOCK):
-            return path
+    def _copied(self, path: Path) -> Path | None:
+        """A copy of a ledger that cannot be read as it is because a run was killed in mid-commit: SQLite must put back
+        what its journal says first, and a reader changes nothing here."""
         self._copy = tempfile.TemporaryDirectory(prefix="vsim-")
-        for file in (path, journal):
-            shutil.copyfile(file, Path(self._copy.name) / file.name)
-        return Path(self._copy.name) / LEDGER
+        copy = Path(self._copy.name) / LEDGER
+        try:
+            shutil.copyfile(path, copy)
+            shutil.copyfile(f"{path}-journal", f"{copy}-journal")
+        except FileNotFoundError:  # it is something else
+            return None
+        return copy
 
     def _bind(self, settings: dict[str, Any] | None, bound: dict[str, Any] | None) -> None:
         """Raises: UsageError: other settings than the store's."""
@@ -331,7 +336,9 @@ class Store:
         return database
 
     def _read_log(self) -> None:
-        """Names and contents of paths, for a ledger that is lost."""
+        """Names and contents of paths, into a ledger that knows none: it was lost, perhaps while made again."""
+        if self._ledger.read("select 1 from paths limit 1"):
+            return
         found: dict[str, dict[str, str]] = {"name": {}, "key": {}}
         for line in _content(self.folder / PATHS).splitlines():
             with suppress(ValueError, KeyError, TypeError):  # cut off
@@ -381,11 +388,10 @@ class Store:
         """Names of what is in features/, relative to the folder; a writing run removes what killed ones left."""
         found = set()
         for folder in _entries(self.folder / FEATURES):
-            for entry in _entries(folder.path):
-                if not entry.name.startswith("."):
-                    found.add(f"{FEATURES}/{folder.name}/{entry.name}")
-                elif PARTIAL in entry.name and self.write:
-                    shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
+            entries = _entries(folder.path)
+            found |= {f"{FEATURES}/{folder.name}/{entry.name}" for entry in entries if entry.name[0] != "."}
+            if self.write:
+                _remove_partial(entries)
         return found
 
     def _read_in_flight(self) -> list[str]:
@@ -405,18 +411,27 @@ class Store:
         return self
 
     def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        self._end(whole=kind is None)
 
     def close(self) -> None:
-        """Commit what is noted, and let go of the folder."""
-        try:
-            if self._flights is not None:
-                self.flush()
-                self._flights.truncate(0)
-        finally:
-            self._release()
+        """Commit what is noted, bring the file of embeddings up to date, and let go of the folder."""
+        self._end(whole=True)
 
-    def _release(self) -> None:
+    def _end(self, *, whole: bool) -> None:
+        if self._ledger is None:
+            return
+        try:
+            if self.write and whole:
+                self.flush()
+            elif self.write:
+                with suppress(VsimError), self._writing():  # the exception under way is the one to tell
+                    pass
+        finally:
+            self._release(orderly=True)
+
+    def _release(self, *, orderly: bool = False) -> None:
+        if orderly and self._flights is not None:
+            self._flights.truncate(0)  # nothing was in hand of a run that was killed
         for held in (self._ledger, self._log, self._flights):
             if held is not None:
                 held.close()
@@ -834,6 +849,13 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
             return list(entries)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _remove_partial(entries: Iterable[os.DirEntry[str]]) -> None:
+    """What writers left that were killed: whoever holds the lock knows that none of them lives."""
+    for entry in entries:
+        if entry.name.startswith(".") and PARTIAL in entry.name:
+            shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
 
 
 def _content(path: Path) -> bytes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,40 +32,100 @@ def encode_blocks(
     Yields:
         Each block, or part of one, with its features, or with the error that they are NaN or infinite; and None for
         each None.
-    On CUDA the forward pass runs on a stream of its own, and the next one runs while the caller looks at the last.
+    On CUDA the forward pass runs on a stream of its own, and the next one runs while the caller looks at the last. On
+    the CPU packed batches run side by side, one per thread that torch may use: threads that share a batch wait for each
+    other at every step, all the longer when decoders want the cores, too.
     """
-    stream = None
+    lanes: _Lanes | _Stream | _Here = _Here()
     if encoder.device.type == "cuda":
-        stream = torch.cuda.Stream(encoder.device)
-        stream.wait_stream(torch.cuda.current_stream(encoder.device))  # on which the weights were made
+        lanes = _Stream(encoder.device)
+    elif encoder.device.type == "cpu" and pack:
+        lanes = _Lanes(torch.get_num_threads())
     waiting: deque[_Part] = deque()
     ahead: deque[_Forwarded] = deque()
 
     def forward() -> None:
         parts = _take(waiting, encoder.batch_size) if pack else [waiting.popleft()]
-        with torch.cuda.stream(stream) if stream else nullcontext():
-            pixels = _joined(parts, encoder.device, stream)
-            with timings.stage("encode", encoder.device):
-                tokens = encoder.forward_in_batches(pixels)
-                finite = torch.isfinite(tokens.patches).flatten(1).all(1).to("cpu", non_blocking=stream is not None)
-            ahead.append(_Forwarded(parts, pixels, tokens, finite, stream.record_event() if stream else None))
+        ahead.append(lanes.forward(parts, encoder, timings))
 
-    for block in blocks:
-        if block is not None:
-            waiting.append(_Part(block, 0, len(block)))
-        least = 1 if block is None or not pack else encoder.batch_size
-        while sum(map(len, waiting)) >= least:
+    with lanes:
+        for block in blocks:
+            if block is not None:
+                waiting.append(_Part(block, 0, len(block)))
+            least = 1 if block is None or not pack else encoder.batch_size
+            while sum(map(len, waiting)) >= least:
+                forward()
+                while len(ahead) > lanes.ahead:
+                    yield from _scatter(ahead.popleft(), encoder)
+            if block is None:
+                while ahead:
+                    yield from _scatter(ahead.popleft(), encoder)
+                yield None
+        while waiting:
             forward()
-            while len(ahead) > (stream is not None):
-                yield from _scatter(ahead.popleft(), encoder)
-        if block is None:
-            while ahead:
-                yield from _scatter(ahead.popleft(), encoder)
-            yield None
-    while waiting:
-        forward()
-    while ahead:
-        yield from _scatter(ahead.popleft(), encoder)
+        while ahead:
+            yield from _scatter(ahead.popleft(), encoder)
+
+
+class _Here(AbstractContextManager):
+    """Forward passes one by one, in the calling thread."""
+
+    ahead = 0
+    """Forward passes that may be under way while the caller looks at an earlier one."""
+
+    def forward(self, parts: list[_Part], encoder: Encoder, timings: Timings) -> _Forwarded:
+        pixels = _joined(parts, encoder.device, None)
+        with timings.stage("encode"):
+            return _Forwarded(parts, pixels, *_encoded(encoder, pixels))
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+class _Lanes(_Here):
+    """Forward passes side by side, each in one thread."""
+
+    def __init__(self, threads: int):
+        self.ahead = self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, "vsim-encode", initializer=torch.set_num_threads, initargs=(1,))
+
+    def forward(self, parts: list[_Part], encoder: Encoder, timings: Timings) -> _Forwarded:
+        pixels = _joined(parts, encoder.device, None)
+        return _Forwarded(parts, pixels, done=self._pool.submit(self._run, encoder, pixels, timings))
+
+    def _run(self, encoder: Encoder, pixels: Tensor, timings: Timings) -> tuple[Tokens, Tensor]:
+        start = time.perf_counter()
+        encoded = _encoded(encoder, pixels)
+        timings.add("encode", (time.perf_counter() - start) / self._threads)
+        return encoded
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._threads)  # the pool's own setting is also what later threads begin with
+
+
+class _Stream(_Here):
+    """Forward passes on a CUDA stream."""
+
+    ahead = 1
+
+    def __init__(self, device: torch.device):
+        self._stream = torch.cuda.Stream(device)
+        self._stream.wait_stream(torch.cuda.current_stream(device))  # on which the weights were made
+
+    def forward(self, parts: list[_Part], encoder: Encoder, timings: Timings) -> _Forwarded:
+        with torch.cuda.stream(self._stream):
+            pixels = _joined(parts, encoder.device, self._stream)
+            with timings.stage("encode", encoder.device):
+                encoded = _encoded(encoder, pixels)
+            return _Forwarded(parts, pixels, *encoded, done=self._stream.record_event())
+
+
+def _encoded(encoder: Encoder, pixels: Tensor) -> tuple[Tokens, Tensor]:
+    """Tokens, and of each frame whether all of them are finite, bool [B] on the CPU."""
+    tokens = encoder.forward_in_batches(pixels)
+    finite = torch.isfinite(tokens.patches).flatten(1).all(1)
+    return tokens, finite.to("cpu", non_blocking=encoder.device.type == "cuda")
 
 
 @dataclass(frozen=True)
@@ -83,11 +145,10 @@ class _Part:
 class _Forwarded:
     parts: list[_Part]
     pixels: Tensor
-    tokens: Tokens
-    finite: Tensor
-    """bool [B] on the CPU, valid once `done` has passed."""
-    done: Any
-    """CUDA event behind the forward pass, or None."""
+    tokens: Tokens | None = None
+    finite: Tensor | None = None
+    done: Any = None
+    """CUDA event behind the forward pass, or the future of tokens and finite; None where they are here."""
 
 
 def _take(waiting: deque[_Part], count: int) -> list[_Part]:
@@ -126,8 +187,10 @@ def _joined(parts: list[_Part], device: torch.device, stream: Any) -> Tensor:
 
 
 def _scatter(forwarded: _Forwarded, encoder: Encoder) -> Iterator[tuple[Block, EncodedFrames | EncoderError]]:
-    pixels, tokens = forwarded.pixels, forwarded.tokens
-    if forwarded.done is not None:
+    pixels, tokens, finite = forwarded.pixels, forwarded.tokens, forwarded.finite
+    if isinstance(forwarded.done, Future):
+        tokens, finite = forwarded.done.result()
+    elif forwarded.done is not None:
         forwarded.done.synchronize()  # not the stream: the next forward pass is behind it
         caller = torch.cuda.current_stream(encoder.device)
         for tensor in (pixels, *tokens):
@@ -139,7 +202,7 @@ def _scatter(forwarded: _Forwarded, encoder: Encoder) -> Iterator[tuple[Block, E
         whole = len(forwarded.parts) == 1
         start += len(part)
         times = part.of(part.block.pts_seconds)
-        if not forwarded.finite[rows].all():
+        if not finite[rows].all():
             yield part.block, _not_finite(part.block.path, times, encoder)
             continue
         patches, cls, attention = (x if whole or x is None else x[rows] for x in tokens)
