@@ -35,6 +35,7 @@ from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import CorruptVideo, DecodeError, UsageError
 from vsim_fast.frame_encoder import attention_centroids, frame_embeddings
 from vsim_fast.ops import QuantizedTokens, best_cosines, quantize_tokens
+from vsim_fast.ops._threads import one_thread
 from vsim_fast.pipeline import EncodedFrames, Timings, encode_video, stream_videos
 from vsim_fast.pipeline.many import Frames
 from vsim_fast.pipeline.reading import Failed, Finished, Opened, Task
@@ -171,7 +172,8 @@ def read_copy_videos(
                 raise event.error
             return event.error
         try:
-            return reading.finish(event.report)
+            with one_thread():
+                return reading.finish(event.report)
         except DecodeError as error:
             return error
 
@@ -179,12 +181,13 @@ def read_copy_videos(
         tasks = [Task(n, paths[n], paths[n]) for n in numbers]
         stream = stream_videos(tasks, encoder, copy_sampling(settings), decoder=decoder, timings=timings)
         with closing(stream):
-            for event in stream:
+            for event in stream:  # what is done with it in between is done on one thread: decoders have the others
                 if isinstance(event, Opened):
                     about = (encoder, settings, noise, event.info, event.planned, timings)
                     readings[event.video] = CopyReading(*about)
                 elif isinstance(event, Frames):
-                    readings[event.video].add(event.encoded)
+                    with one_thread():
+                        readings[event.video].add(event.encoded)
                 elif isinstance(event, Failed) and event.worker_died and len(numbers) > 1:
                     readings.pop(event.video, None)
                     died.append(event.video)

@@ -121,8 +121,8 @@ def embed(
     with timings.stage("find"):
         found = find_videos(paths, include=include, exclude=exclude, skip_folders=[folder], images=images)
     config = EngineConfig(
-        encoder, precision, image_size, offline, Sampling(fps=fps, max_frames=max_frames), tuple(sorted(set(keep))),
-        decoder, workers, timeout, isolate,
+        encoder, precision, image_size, offline, Sampling(fps=float(fps), max_frames=max_frames),
+        tuple(sorted(set(keep))), decoder, workers, timeout, isolate,
     )  # fmt: skip
     with timings.stage("load_encoder"):
         working = make_engine(config, device, timings, engine, address)

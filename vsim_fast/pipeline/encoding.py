@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vsim_fast.encode.base import Encoder, Tokens
 from vsim_fast.errors import EncoderError
+from vsim_fast.ops._threads import one_thread
 from vsim_fast.pipeline.frames import Block, EncodedFrames
 from vsim_fast.pipeline.timings import Timings
 from vsim_fast.records import FrameFeatures
@@ -90,7 +91,8 @@ class _Lanes(_Here):
         self._pool = ThreadPoolExecutor(threads, "vsim-encode", initializer=torch.set_num_threads, initargs=(1,))
 
     def forward(self, parts: list[_Part], encoder: Encoder, timings: Timings) -> _Forwarded:
-        pixels = _joined(parts, encoder.device, None)
+        with one_thread():
+            pixels = _joined(parts, encoder.device, None)
         return _Forwarded(parts, pixels, done=self._pool.submit(self._run, encoder, pixels, timings))
 
     def _run(self, encoder: Encoder, pixels: Tensor, timings: Timings) -> tuple[Tokens, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from vsim_fast.encode import load_encoder
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import EncoderError, UsageError, VsimError
+from vsim_fast.ops._threads import one_thread
 from vsim_fast.pipeline.encoding import encode_blocks
 from vsim_fast.pipeline.frames import Block, EncodedFrames, InputFormat
 from vsim_fast.pipeline.reading import Failed, Finished, Opened, ReadOptions, Task
@@ -253,7 +254,9 @@ def gather_videos(
     stream = stream_videos(gathering.note(tasks), encoder, sampling, workers=workers, max_frames=limit, **options)
     with closing(stream):
         for event in stream:
-            yield gathering.add(event)
+            with one_thread():
+                result = gathering.add(event)
+            yield result
 
 
 class _Gathering:
