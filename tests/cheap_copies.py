@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 
 from vsim_fast.copies import SIGNALS, PairScores
 from vsim_fast.deduplication import pairing, reading
-from vsim_fast.errors import CorruptVideo
+from vsim_fast.errors import ChangedVideo, CorruptVideo, DecodeError
 from vsim_fast.video import Sampling, open_video
 
 
@@ -62,6 +63,18 @@ def read_copy_video(path, encoder, settings, noise=None, *, decoder="auto", prog
     return CheapVideo(CheapFeatures(times, pictures), reader.info, reader.report, [b"jpeg"] * len(pictures), [])
 
 
+def read_copy_videos(paths, *args, **options):
+    for n, path in enumerate(paths):
+        before = os.stat(path)
+        try:
+            video = reading.read_copy_video(path, *args, **options)
+        except DecodeError as error:
+            yield n, error
+            continue
+        changed = os.stat(path).st_size != before.st_size
+        yield n, ChangedVideo(path, "it changed while it was read; run again") if changed else video
+
+
 def score_pairs(load, pairs, *, progress=None):
     for row, (query, ref) in enumerate(pairs.tolist()):
         a, b = load(query), load(ref)
@@ -84,6 +97,7 @@ def _best(a, b):
 def use(monkeypatch):
     """Compare cheaply from here on."""
     monkeypatch.setattr(reading, "read_copy_video", read_copy_video)
+    monkeypatch.setattr(reading, "read_copy_videos", read_copy_videos)
     monkeypatch.setattr(reading, "CopyFeatures", CheapFeatures)
     monkeypatch.setattr(reading, "noise_for", lambda encoder, videos=(): CheapNoise(videos))
     monkeypatch.setattr(pairing, "score_pairs", score_pairs)

@@ -409,7 +409,7 @@ def test_damaged_features_are_made_again(take, run, calls, harm):
             data[-1000] ^= 1
             path.write_bytes(data)
         elif harm == "made by another version":
-            path.write_bytes(data.replace(rb'\"format\":1', rb'\"format\":0'))
+            path.write_bytes(data.replace(rb"\"format\":1", rb"\"format\":0"))
         else:
             path.write_bytes(data[:-9] if harm == "cut off" else b"\xff" * len(data))
     take("b.mp4")  # so that features are needed
@@ -449,7 +449,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(take, run, monkeypatch
         patch.setattr(reading, "read_copy_video", growing)
         result = run()
     assert [file.reason for file in result.files if file.status == "failed"] == [
-        "it changed while it was read; run again once it is complete"
+        "it changed while it was read; run again"
     ]
     assert run().status == "complete"
 

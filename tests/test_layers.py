@@ -15,7 +15,9 @@ ROOT = Path(vsim_fast.__file__).parent
 LAYERS = [  # lowest first; names in one set are peers
     {"errors", "processor"},
     {"records", "ops"},
-    {"video", "encode", "store", "inputs"},
+    {"video", "encode", "store"},
+    {"remote"},
+    {"inputs"},
     {"similarity", "alignment", "all_pairs", "pairs", "fingerprints", "retrieval", "nerv", "evaluation"},
     {"copies"},
     {"pipeline", "report", "motion_study", "feature_store", "grouping"},

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import torch
+from copy_clips import scene, write
 
 from vsim_fast.encode import load_encoder
 from vsim_fast.encode.base import Tokens
@@ -18,7 +19,6 @@ from vsim_fast.pipeline.decode_worker import Worker
 from vsim_fast.pipeline.frames import InputFormat
 from vsim_fast.pipeline.reading import Failed, Opened, ReadOptions, Task, read_video
 from vsim_fast.video import Sampling, open_video
-from vsim_fast.video.demo import write_demo_clip
 
 SAMPLING = Sampling(fps=4.0)
 BOTH = pytest.mark.parametrize("isolate", [True, False], ids=["processes", "threads"])
@@ -36,7 +36,7 @@ def clips(tmp_path_factory):
     """Six clips of three lengths, more than a batch and less."""
     folder = tmp_path_factory.mktemp("clips")
     for n in range(6):
-        write_demo_clip(folder / f"clip{n}.mp4", seconds=(0.5, 2.0, 3.5)[n % 3], seed=n)
+        write(folder / f"clip{n}.mp4", scene(seed=n, frames=(12, 24, 42)[n % 3]))
     return sorted(map(str, folder.iterdir()))
 
 
@@ -169,7 +169,7 @@ def test_nan_costs_the_video_whose_frames_they_are(clips, encoder, monkeypatch):
 
 
 def test_what_does_not_fit_is_refused(clips, encoder):
-    room = 4 * 64 * encoder.dim * 4 * 2  # two videos of four frames
+    room = 2 * 6 * 64 * encoder.dim * 4  # two videos of six frames
     found = run(clips[:2], encoder, isolate=False, workers=1, memory_bytes=room, keep=("patches",))
     assert found[clips[0]].error is None
     assert isinstance(found[clips[1]].error, DoesNotFit) and "8 frames would be taken" in str(found[clips[1]].error)

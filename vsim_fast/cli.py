@@ -63,6 +63,17 @@ class Reduce(StrEnum):
     topk = "topk"
 
 
+class SearchLevel(StrEnum):
+    video = "video"
+    frame = "frame"
+
+
+class SearchBackend(StrEnum):
+    exact = "exact"
+    faiss = "faiss"
+    lance = "lance"
+
+
 class SaveFormat(StrEnum):
     numpy = "numpy"
     json = "json"
@@ -382,6 +393,23 @@ def embed(
         int | None, typer.Option(help="Videos decoded at a time.", show_default="cores, at most 4; 8 on a GPU")
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds without progress until a decoder is ended.")] = 120.0,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(help="Only what matches this pattern, such as '*.mp4' (may be repeated).", show_default=False),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="Nothing that matches this pattern, such as 'raw/**' (may be repeated).", show_default=False),
+    ] = None,
+    images: Annotated[bool, typer.Option("--images", help="A folder of images is a video.")] = False,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(help="Keep local copies of URLs there.", show_default="in the output folder, until the end"),
+    ] = None,
+    cache_gb: Annotated[float, typer.Option(help="How much those may take together.")] = 10.0,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Fetch from addresses that are not public, too.")
+    ] = False,
     shard: Annotated[
         str | None, typer.Option(help="I/N: only each N-th video from the I-th on.", show_default=False)
     ] = None,
@@ -412,7 +440,9 @@ def embed(
             max_frames=max_frames, keep=[name.strip() for name in keep.split(",") if name.strip()],
             save_format=save_format.value, consolidated=consolidated, summary=summary, layout=layout.value,
             device=device, precision=precision.value, decoder=decoder.value, workers=workers, timeout=timeout,
-            shard=_shard(shard), retry_failed=retry_failed, max_failures=max_failures, offline=offline, stop=stop,
+            include=include or (), exclude=exclude or (), images=images, cache_dir=cache_dir,
+            cache_bytes=int(cache_gb * 2**30), allow_private=allow_private, shard=_shard(shard),
+            retry_failed=retry_failed, max_failures=max_failures, offline=offline, stop=stop,
             progress=progress, timings=timings, started=STARTED,
         )  # fmt: skip
     if json_:
@@ -456,6 +486,93 @@ def verify(folder: Annotated[Path, typer.Argument(help="Output folder of embed."
         print(f"the files of {found.videos} videos read, {len(found.problems)} damaged or missing")
     if found.problems:
         raise typer.Exit(EXIT_PARTLY)
+
+
+@app.command()
+def search(
+    query: Annotated[
+        str | None, typer.Argument(help="Image, video, or .npy with a vector of the store.", show_default=False)
+    ] = None,
+    like: Annotated[str | None, typer.Option(help="The same, as an option.", show_default=False)] = None,
+    store: Annotated[Path, typer.Option(help="Output folder of embed.")] = Path("embeddings"),
+    top: Annotated[int, typer.Option(help="Videos to list.")] = 10,
+    level: Annotated[
+        SearchLevel | None,
+        typer.Option(help="Compare whole videos, or their frames.", show_default="frame for an image, else video"),
+    ] = None,
+    backend: Annotated[SearchBackend, typer.Option(help="faiss and lance are extras.")] = SearchBackend.exact,
+    duplicates: Annotated[
+        float | None,
+        typer.Option(
+            "--near-duplicates", help="Instead: all pairs of videos at least this alike (cosine).", show_default=False
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file, or CSV of the pairs.", show_default=False)] = None,
+    device: Device = "auto",
+    offline: Offline = False,
+    json_: Json = False,
+) -> None:
+    """The videos of a store most like an image or a video, or those most like each other."""
+    if [query is not None, like is not None, duplicates is not None].count(True) != 1:
+        raise UsageError("give one query: vsim search QUERY (or --like QUERY, or --near-duplicates COSINE)")
+    from vsim_fast import vector_search
+    from vsim_fast.store import atomic_path
+
+    if duplicates is not None:
+        pairs = vector_search.near_duplicates(store, duplicates, device=device)
+        if output is not None:
+            vector_search.write_near_duplicates(output, pairs)
+        if json_:
+            print(json.dumps({"pairs": [pair._asdict() for pair in pairs]}))
+        else:
+            table = _table("score", "query", "reference")
+            for pair in pairs[:SHOWN_GROUPS]:
+                table.add_row(f"{pair.score:.4f}", _escape(pair.query), _escape(pair.ref))
+            _console().print(table)
+            to = f" -> {_printable(str(output))}" if output is not None else ""
+            print(f"{len(pairs)} pairs of videos with a cosine of {duplicates:g} or more{to}")
+        return
+    asked = query if query is not None else like
+    if level is None:
+        level = SearchLevel.frame if vector_search.is_image(asked) else SearchLevel.video
+    found = vector_search.search(
+        asked, store, k=top, level=level.value, backend=backend.value, device=device, offline=offline
+    )
+    if output is not None:
+        with atomic_path(output) as partial:
+            partial.write_text(found.model_dump_json(indent=2), encoding="utf-8")
+    if json_:
+        print(found.model_dump_json())
+        return
+    table = _table("", "score", "video", "at", "query at")
+    for hit in found.hits:
+        times = ("" if t is None else f"{t:.2f} s" for t in (hit.pts_seconds, hit.query_pts_seconds))
+        table.add_row(str(hit.rank), f"{hit.score:.4f}", _escape(hit.path), *times)
+    _console().print(table)
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    what = "frames" if found.level == "frame" else "embeddings"
+    print(f"{found.vectors} {what} of {found.videos} videos searched ({found.backend}); encoder {found.encoder}")
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Output folder of embed.")],
+    to: Annotated[
+        Path, typer.Argument(help=".parquet, .npz (as the Video Similarity Challenge reads it), or .lance (a folder).")
+    ],
+) -> None:
+    """Embeddings of a store for other tools: Parquet, the challenge's npz, or a LanceDB table."""
+    from vsim_fast import exports
+    from vsim_fast.batch.inspection import store_folder
+    from vsim_fast.feature_store import Store
+
+    kinds = {".parquet": exports.export_parquet, ".npz": exports.export_vsc, ".lance": exports.export_lance}
+    if to.suffix not in kinds:
+        raise UsageError(f"TO must end in one of {', '.join(kinds)}, got {str(to)!r}")
+    with Store(store_folder(folder)) as store:
+        count = kinds[to.suffix](store, to)
+    print(f"{count} {'frames' if to.suffix == '.npz' else 'embeddings'} -> {to}")
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +32,15 @@ from vsim_fast.copies.features import (
 )
 from vsim_fast.copies.noise import noise_pictures
 from vsim_fast.encode.base import Encoder
-from vsim_fast.errors import CorruptVideo, UsageError
+from vsim_fast.errors import CorruptVideo, DecodeError, UsageError
 from vsim_fast.frame_encoder import attention_centroids, frame_embeddings
 from vsim_fast.ops import QuantizedTokens, best_cosines, quantize_tokens
-from vsim_fast.pipeline import Timings, encode_video
+from vsim_fast.pipeline import EncodedFrames, Timings, encode_video, stream_videos
+from vsim_fast.pipeline.many import Frames
+from vsim_fast.pipeline.reading import Failed, Finished, Opened, Task
 from vsim_fast.records import Progress, VideoInfo, frames_in_memory
 from vsim_fast.report import thumbnail
-from vsim_fast.video import DecodeReport, Sampling, open_video, plan, probe
+from vsim_fast.video import DecodeReport, Sampling, open_video
 
 FPS, MAX_PICTURES = 6.0, 1800
 """Pictures are taken on a grid of 1 / FPS seconds; of a video of more than five minutes, evenly spaced ones."""
@@ -133,70 +135,156 @@ def read_copy_video(
         DecodeError as the reader's.  EncoderError.
     """
     timings = timings or Timings()
-    sampling = Sampling(fps=settings["fps"], max_frames=settings["max_pictures"])
-    with timings.stage("probe"):
-        info = probe(path)
-        planned = len(plan(info, sampling))
-    wanted = set(content_frames(planned, info.duration_seconds).tolist())
-    columns = ("pictures", "embeddings", "centroids", "featureless", "times")
-    rows: dict[str, list[Tensor]] = {name: [] for name in columns}
-    kept: list[Tensor] = []
-    frames: list[int] = []
-    count = 0
     source = dict(decoder=decoder, device=encoder.device, batch_size=encoder.batch_size)
-    with open_video(path, sampling, **source) as reader, closing(encode_video(reader, encoder, timings)) as batches:
+    with timings.stage("probe"):
+        reader = open_video(path, copy_sampling(settings), **source)
+    with reader, closing(encode_video(reader, encoder, timings)) as batches:
+        reading = CopyReading(encoder, settings, noise, reader.info, len(reader.plan), timings)
         for batch in batches:
-            with timings.stage("descriptors"), torch.inference_mode():
-                features = batch.features
-                pixels = shown_pixels(encoder, batch.pixels)
-                rows["pictures"].append(small_pictures(pixels).cpu())
-                rows["embeddings"].append(F.normalize(frame_embeddings(features), dim=1).half().cpu())
-                if features.attention is not None:
-                    rows["centroids"].append(attention_centroids(features.attention, features.grid).cpu())
-                rows["featureless"].append(batch.featureless)
-                rows["times"].append(features.pts_seconds)
-                picked = [i for i in range(len(pixels)) if count + i in wanted]
-                kept.append(pixels[picked])
-                frames += [count + i for i in picked]
-            count += len(batch.pixels)
+            reading.add(batch)
             if progress:
-                progress.advance(label, count, planned)
-    if not count:
-        raise CorruptVideo(info.path, f"none of the {planned} planned frames decodes")
-    joined = {name: torch.cat(parts) if parts else None for name, parts in rows.items()}
-    if not frames:  # only frames between the planned ones decoded
-        raise CorruptVideo(info.path, f"none of the {len(wanted)} frames to compare decodes, {count} others do")
-    pixels = torch.cat(kept)
-    seconds = joined["times"] - joined["times"][0]
-    with timings.stage("tokens", encoder.device), torch.inference_mode():
-        box = picture_box(pixels)
-        pixels_inside = cut(pixels, box)
-        straight = _tokens(encoder, pixels_inside, [(k, count) for k, (_, count) in enumerate(SCALES)])
-        picks = query_frames(len(frames))
-        turns = TURNS[settings["orientations"]]
-        turned = [_tokens(encoder, turn(pixels_inside[picks], turn_), QUERY_SCALES) for turn_ in turns[1:]]
-        blank = joined["featureless"][frames]
-        straight["weights"][blank] = 0
-        for part in turned:
-            part["weights"][blank[picks]] = 0
-        for part in (straight, *turned):
-            nothing = torch.zeros_like(part["weights"])
-            tokens = QuantizedTokens(part["codes"], part["code_scales"])
-            part["background"] = nothing if noise is None else background(tokens, noise.tokens)
-    height, width = info.display_size
-    size = (max(8, round(THUMBNAIL_WIDTH * height / width)), THUMBNAIL_WIDTH)
-    with timings.stage("thumbnails"):
-        small = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-        small = (small * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-        jpegs = [thumbnail(picture) for picture in small]
-    if joined["centroids"] is None:
-        joined["centroids"] = torch.full((count, 2), torch.nan)
-    del joined["times"]
-    features = CopyFeatures(
-        frame_seconds=seconds[frames], picture_seconds=seconds, orientations=torch.tensor(turns), box=box.cpu(),
-        **straight, **_stacked(turned, straight), **joined,
-    )  # fmt: skip
-    return CopyVideo(features, info, reader.report, jpegs, _notes(info, reader.report, joined["featureless"], box))
+                progress.advance(label, reading.count, len(reader.plan))
+    return reading.finish(reader.report)
+
+
+def read_copy_videos(
+    paths: Sequence[str],
+    encoder: Encoder,
+    settings: dict[str, Any],
+    noise: Noise | None = None,
+    *,
+    decoder: Literal["auto", "pyav", "nvdec"] = "auto",
+    timings: Timings | None = None,
+) -> Iterator[tuple[int, CopyVideo | DecodeError]]:
+    """`read_copy_video` of many, several at a time, in order of completion: the number of each and what came of it.
+
+    A video over which its decode process died is read again, after all others and alone.  Raises: EncoderError.
+    """
+    timings = timings or Timings()
+    readings: dict[int, CopyReading] = {}
+    died: list[int] = []
+
+    def ended(event: Finished | Failed) -> CopyVideo | DecodeError:
+        reading = readings.pop(event.video, None)
+        if isinstance(event, Failed):
+            if not isinstance(event.error, DecodeError):
+                raise event.error
+            return event.error
+        try:
+            return reading.finish(event.report)
+        except DecodeError as error:
+            return error
+
+    def read(numbers: Sequence[int]) -> Iterator[tuple[int, CopyVideo | DecodeError]]:
+        tasks = [Task(n, paths[n], paths[n]) for n in numbers]
+        stream = stream_videos(tasks, encoder, copy_sampling(settings), decoder=decoder, timings=timings)
+        with closing(stream):
+            for event in stream:
+                if isinstance(event, Opened):
+                    about = (encoder, settings, noise, event.info, event.planned, timings)
+                    readings[event.video] = CopyReading(*about)
+                elif isinstance(event, Frames):
+                    readings[event.video].add(event.encoded)
+                elif isinstance(event, Failed) and event.worker_died and len(numbers) > 1:
+                    readings.pop(event.video, None)
+                    died.append(event.video)
+                elif event is not None:
+                    yield event.video, ended(event)
+
+    yield from read(range(len(paths)))
+    for number in died:
+        yield from read([number])
+
+
+def copy_sampling(settings: dict[str, Any]) -> Sampling:
+    """The pictures to take of a video."""
+    return Sampling(fps=settings["fps"], max_frames=settings["max_pictures"])
+
+
+class CopyReading:
+    """A video being read: takes its encoded frames in order, ends with its features.
+
+    Args:
+        info, planned: of the open video, with `copy_sampling`.
+        settings, noise: as in `read_copy_video`.
+    Attributes:
+        count: frames taken so far.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        settings: dict[str, Any],
+        noise: Noise | None,
+        info: VideoInfo,
+        planned: int,
+        timings: Timings,
+    ):
+        self.encoder, self.settings, self.noise, self.info, self.timings = encoder, settings, noise, info, timings
+        self.count, self._planned = 0, planned
+        self._wanted = set(content_frames(planned, info.duration_seconds).tolist())
+        columns = ("pictures", "embeddings", "centroids", "featureless", "times")
+        self._rows: dict[str, list[Tensor]] = {name: [] for name in columns}
+        self._kept: list[Tensor] = []
+        self._frames: list[int] = []
+
+    def add(self, batch: EncodedFrames) -> None:
+        rows, encoder = self._rows, self.encoder
+        with self.timings.stage("descriptors"), torch.inference_mode():
+            features = batch.features
+            pixels = shown_pixels(encoder, batch.pixels)
+            rows["pictures"].append(small_pictures(pixels).cpu())
+            rows["embeddings"].append(F.normalize(frame_embeddings(features), dim=1).half().cpu())
+            if features.attention is not None:
+                rows["centroids"].append(attention_centroids(features.attention, features.grid).cpu())
+            rows["featureless"].append(batch.featureless)
+            rows["times"].append(features.pts_seconds)
+            picked = [i for i in range(len(pixels)) if self.count + i in self._wanted]
+            self._kept.append(pixels[picked])
+            self._frames += [self.count + i for i in picked]
+        self.count += len(batch.pixels)
+
+    def finish(self, report: DecodeReport) -> CopyVideo:
+        """Raises: CorruptVideo: none of the frames to compare has come."""
+        encoder, frames, count, info = self.encoder, self._frames, self.count, self.info
+        if not count:
+            raise CorruptVideo(info.path, f"none of the {self._planned} planned frames decodes")
+        joined = {name: torch.cat(parts) if parts else None for name, parts in self._rows.items()}
+        if not frames:  # only frames between the planned ones decoded
+            raise CorruptVideo(
+                info.path, f"none of the {len(self._wanted)} frames to compare decodes, {count} others do"
+            )
+        pixels = torch.cat(self._kept)
+        seconds = joined["times"] - joined["times"][0]
+        with self.timings.stage("tokens", encoder.device), torch.inference_mode():
+            box = picture_box(pixels)
+            pixels_inside = cut(pixels, box)
+            straight = _tokens(encoder, pixels_inside, [(k, count) for k, (_, count) in enumerate(SCALES)])
+            picks = query_frames(len(frames))
+            turns = TURNS[self.settings["orientations"]]
+            turned = [_tokens(encoder, turn(pixels_inside[picks], turn_), QUERY_SCALES) for turn_ in turns[1:]]
+            blank = joined["featureless"][frames]
+            straight["weights"][blank] = 0
+            for part in turned:
+                part["weights"][blank[picks]] = 0
+            for part in (straight, *turned):
+                nothing = torch.zeros_like(part["weights"])
+                tokens = QuantizedTokens(part["codes"], part["code_scales"])
+                part["background"] = nothing if self.noise is None else background(tokens, self.noise.tokens)
+        height, width = info.display_size
+        size = (max(8, round(THUMBNAIL_WIDTH * height / width)), THUMBNAIL_WIDTH)
+        with self.timings.stage("thumbnails"):
+            small = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+            small = (small * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+            jpegs = [thumbnail(picture) for picture in small]
+        if joined["centroids"] is None:
+            joined["centroids"] = torch.full((count, 2), torch.nan)
+        del joined["times"]
+        features = CopyFeatures(
+            frame_seconds=seconds[frames], picture_seconds=seconds, orientations=torch.tensor(turns), box=box.cpu(),
+            **straight, **_stacked(turned, straight), **joined,
+        )  # fmt: skip
+        return CopyVideo(features, info, report, jpegs, _notes(info, report, joined["featureless"], box))
 
 
 def shown_pixels(encoder: Encoder, pixels: Tensor) -> Tensor:

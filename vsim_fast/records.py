@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Matrix = Literal["bt601", "bt709", "bt2020"]
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+"""What counts as an image of a folder, in upper or lower case."""
 
 
 def _show(value: object) -> str:

@@ -1,7 +1,7 @@
 """Which stored videos are most like an image, a video or a vector, and which of them are alike among themselves.
 
-    query ─ store's encoder ─► unit vectors [F, D] ─┐
-    store ─► unit vectors [N, D], one per video or per frame ─ index: exact | faiss | lance ─► k best videos
+query ─ store's encoder ─► unit vectors [F, D] ─┐
+store ─► unit vectors [N, D], one per video or per frame ─ index: exact | faiss | lance ─► k best videos
 """
 
 from __future__ import annotations
@@ -209,10 +209,9 @@ class VectorSearch:
 
     def _asked(self, query: Query) -> _Asked:
         if isinstance(query, str | os.PathLike):
-            suffix = Path(query).suffix.lower()
-            if suffix in IMAGE_SUFFIXES:
+            if is_image(query):
                 return self._image(query)
-            if suffix != ".npy":
+            if Path(query).suffix.lower() != ".npy":
                 return self._video(query)
             try:
                 query = np.load(query, allow_pickle=False)
@@ -306,6 +305,11 @@ class _Asked(NamedTuple):
     pts_seconds: np.ndarray | None = None
     """float64 [F], of the frames of a video."""
     notes: list[str] = []  # noqa: RUF012 - never changed
+
+
+def is_image(path: str | os.PathLike) -> bool:
+    """By its name."""
+    return Path(path).suffix.lower() in IMAGE_SUFFIXES
 
 
 def search(query: Query, store: Store | str | os.PathLike, *, k: int = 10, **options: Any) -> SearchResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vsim_fast.batch.engines import EngineConfig, make_engine
+from vsim_fast.batch.identity import Identity
 from vsim_fast.batch.jobs import Job
 from vsim_fast.batch.outputs import (
     CONSOLIDATED,
@@ -27,13 +29,13 @@ from vsim_fast.batch.outputs import (
 from vsim_fast.batch.records import BatchProgress, EmbedResult, Snapshot, VideoResult
 from vsim_fast.batch.run import Run, video_result
 from vsim_fast.errors import UsageError
-from vsim_fast.feature_store import Problem, Stamp, Store, content_key, path_text, stamp
+from vsim_fast.feature_store import Problem, Store, path_text
 from vsim_fast.inputs import Inputs, find_videos, path_id
 from vsim_fast.pipeline import Timings
 from vsim_fast.pipeline.many import KEPT, TIMEOUT_SECONDS
+from vsim_fast.remote import file_name, is_url
 from vsim_fast.store import output_errors
 from vsim_fast.video import Sampling
-from vsim_fast.video.probe import gate
 
 __all__ = ["BatchProgress", "EmbedResult", "Snapshot", "VideoResult", "embed"]
 
@@ -41,6 +43,7 @@ __all__ = ["BatchProgress", "EmbedResult", "Snapshot", "VideoResult", "embed"]
 VERSION = 1
 """Of what is computed; part of the settings."""
 CONSOLIDATE_UP_TO = 10_000
+CACHE, CACHE_BYTES = "cache", 10 << 30
 
 
 def embed(
@@ -61,6 +64,13 @@ def embed(
     decoder: Literal["auto", "pyav", "nvdec"] = "auto",
     workers: int | None = None,
     timeout: float = TIMEOUT_SECONDS,
+    isolate: bool | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    images: bool = False,
+    cache_dir: str | Path | None = None,
+    cache_bytes: int = CACHE_BYTES,
+    allow_private: bool = False,
     shard: tuple[int, int] | None = None,
     retry_failed: bool = False,
     max_failures: int | None = None,
@@ -83,7 +93,10 @@ def embed(
         consolidated: write consolidated_embeddings.json; default only up to 10,000 videos.
         summary: write summary.json.
         layout: of the store's files, "safetensors" or "npy".
-        decoder, workers, timeout: see `stream_videos`.
+        decoder, workers, timeout, isolate: see `stream_videos`.
+        include, exclude, images: which files below folders, patterns and lists count; see `find_videos`.
+        cache_dir, cache_bytes: local copies of URLs, and how much they may take together; default a folder in the
+            output folder that goes at the end. allow_private: fetch http(s) from addresses that are not public, too.
         shard: (i, n): of the videos, in order, only each n-th from the i-th on. Each shard needs an output folder.
         retry_failed: read files again that could not be read by an earlier run and have not changed since.
         max_failures: end the run, in good order, when more videos than this have failed.
@@ -101,10 +114,10 @@ def embed(
     _check(keep, save_format, shard, max_failures)
     folder = Path(output_dir)
     with timings.stage("find"):
-        found = find_videos(paths, exclude=[folder])
+        found = find_videos(paths, include=include, exclude=exclude, skip_folders=[folder], images=images)
     config = EngineConfig(
         encoder, precision, image_size, offline, Sampling(fps=fps, max_frames=max_frames), tuple(sorted(set(keep))),
-        decoder, workers, timeout,
+        decoder, workers, timeout, isolate,
     )  # fmt: skip
     with timings.stage("load_encoder"):
         engine = make_engine(config, device, timings)
@@ -116,9 +129,10 @@ def embed(
         store = stack.enter_context(Store(folder / STORE, write=True, settings=settings, layout=layout))
         with timings.stage("plan"):
             files = EmbeddingFiles(folder, save_format)
-            plan = Plan(store, files, found, shard, retry_failed)
+            identity = Identity(Path(cache_dir or folder / CACHE), cache_bytes, allow_private=allow_private)
+            plan = Plan(store, files, found, identity, shard, retry_failed)
         run = Run(
-            store, files, engine, identify, timings, max_failures=max_failures, retry_failed=retry_failed, stop=stop,
+            store, files, engine, identity, timings, max_failures=max_failures, retry_failed=retry_failed, stop=stop,
             progress=progress,
         )  # fmt: skip
         run.work(plan.jobs, len(plan.paths), len(plan.results))
@@ -130,11 +144,15 @@ def embed(
                 if not consolidated:
                     result.notes.append(f"{CONSOLIDATED} is left out for more than {CONSOLIDATE_UP_TO:,} videos")
             if consolidated and (changed or not _unchanged(store, folder / CONSOLIDATED)):
-                _consolidate(store, plan, folder / CONSOLIDATED)
+                good = {video["video_path"]: video["key"] for video in result.results}
+                keys = [good.get(path_id(path)) for path in plan.paths]
+                _consolidate(store, plan, keys, folder / CONSOLIDATED)
             result.timings = timings.summary(started)
             if summary and (changed or result.failed or not (folder / SUMMARY).exists()):
                 write_json(folder / SUMMARY, result.model_dump())
             store.set_meta("last_run", _last_run(result))
+        if cache_dir is None:
+            shutil.rmtree(folder / CACHE, ignore_errors=True)
     return result
 
 
@@ -149,13 +167,6 @@ def batch_settings(encoder: dict[str, Any], config: EngineConfig) -> dict[str, A
     }  # fmt: skip
 
 
-def identify(job: Job) -> tuple[str, Stamp]:
-    """Content key of a job's file, and the stamp it had before; any thread.  Raises: OpenError: the gate; OSError."""
-    gate(job.path)
-    before = stamp(job.path)
-    return content_key(job.path), before
-
-
 class Plan:
     """What is there, and what is to be done.
 
@@ -167,7 +178,13 @@ class Plan:
     """
 
     def __init__(
-        self, store: Store, files: EmbeddingFiles, found: Inputs, shard: tuple[int, int] | None, retry_failed: bool
+        self,
+        store: Store,
+        files: EmbeddingFiles,
+        found: Inputs,
+        identity: Identity,
+        shard: tuple[int, int] | None,
+        retry_failed: bool,
     ):
         self.notes: list[str] = []
         names = store.names(found.files, [_stem(path) for path in found.files])
@@ -176,7 +193,8 @@ class Plan:
         if damaged := list(store.verify(files.folder, content=False)):
             store.forget(damaged)
             self.notes.append(_made_again(damaged))
-        keys = store.known_keys(self.paths)
+        identity.ask(self.paths)
+        keys = store.known_keys(self.paths, identity.stamp)
         states = store.states(self.paths, keys)
         suspects = set(store.abandoned())
         self.jobs: list[Job] = []
@@ -212,7 +230,10 @@ def _check(keep: Sequence[str], save_format: str, shard: tuple[int, int] | None,
 
 
 def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(path.rstrip("/")))[0]
+    if is_url(path):
+        return os.path.splitext(file_name(path))[0] or "video"
+    name = os.path.basename(os.path.abspath(path))
+    return name if os.path.isdir(path) else os.path.splitext(name)[0]
 
 
 def _result(plan: Plan, run: Run, found: Inputs, folder: Path, settings: dict[str, Any]) -> EmbedResult:
@@ -249,13 +270,12 @@ def _unchanged(store: Store, path: Path) -> bool:
         return False
 
 
-def _consolidate(store: Store, plan: Plan, path: Path) -> None:
+def _consolidate(store: Store, plan: Plan, keys: Sequence[str | None], path: Path) -> None:
     videos, embeddings = store.embeddings()
     row_of = {video.key: n for n, video in enumerate(videos)}
-    states = zip(plan.paths, plan.names, store.known_keys(plan.paths), strict=True)
 
     def rows():
-        for video, name, key in states:
+        for video, name, key in zip(plan.paths, plan.names, keys, strict=True):
             if (n := row_of.get(key)) is not None:
                 yield name, path_id(video), embeddings[n], videos[n].facts
 

@@ -33,6 +33,7 @@ class EngineConfig:
     decoder: str
     workers: int | None
     timeout: float
+    isolate: bool | None = None
 
     def load(self, device: str) -> Encoder:
         return load_encoder(self.encoder, device, self.precision, self.image_size, offline=self.offline)
@@ -101,7 +102,7 @@ class LocalEngine:
         config = self.config
         return gather_videos(
             tasks, self._model, config.sampling, config.keep, decoder=config.decoder, workers=config.workers,
-            timeout=config.timeout, timings=self.timings,
+            isolate=config.isolate, timeout=config.timeout, timings=self.timings,
         )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:

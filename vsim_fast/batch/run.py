@@ -48,7 +48,7 @@ class Run:
         store: Store,
         files: EmbeddingFiles,
         engine: Engine,
-        identify: Callable[[Job], tuple[str, Stamp]],
+        identify: Callable[[Job], tuple[str, Stamp | None]],
         timings: Timings,
         *,
         max_failures: int | None = None,
@@ -65,7 +65,7 @@ class Run:
         self.tasks = TaskQueue()
         self._numbers = count()
         self._unknown: deque[Job] = deque()  # content not known yet
-        self._keying: deque[tuple[Job, Future[tuple[str, Stamp]]]] = deque()
+        self._keying: deque[tuple[Job, Future[tuple[str, Stamp | None]]]] = deque()
         self._known: deque[Job] = deque()  # content known, nothing begun
         self._active: dict[str, Job] = {}  # by key, from its being known to its row in the ledger
         self._given: dict[int, Job] = {}  # by task number
@@ -93,7 +93,7 @@ class Run:
             self._step()
             if self._work_left():
                 results = self.engine.run(self.tasks)
-                with closing(results):
+                with closing(results), closing(self.tasks):
                     for result in results:
                         if result is not None:
                             self._take(*result)
@@ -149,7 +149,8 @@ class Run:
             except OSError as error:
                 self._fail(job, OpenError(job.path, error.strerror or str(error)))
             else:
-                self.store.note_key(job.path, job.key, stamp)
+                if stamp is not None:
+                    self.store.note_key(job.path, job.key, stamp)
                 self._known.append(job)
 
     def _give(self) -> None:

@@ -106,7 +106,7 @@ def dedup(
     _require_apart([*paths, *(against or ())], output_dir)
     with timings.stage("find"):
         sets = [paths] if against is None else [paths, against]
-        found = find_videos(*sets, exclude=[] if output_dir is None else [output_dir])
+        found = find_videos(*sets, skip_folders=[] if output_dir is None else [output_dir])
         noise_found = find_videos(noise) if noise else Inputs([], [])
         if noise_found.missing:
             raise UsageError("noise: {}: {}".format(*noise_found.missing[0]))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vsim_fast.copies import VERSION, CopyFeatures
-from vsim_fast.copy_reader import Noise, noise_for, read_copy_video
+from vsim_fast.copy_reader import CopyVideo, Noise, noise_for, read_copy_video, read_copy_videos
 from vsim_fast.deduplication.records import File
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import ChangedVideo, CorruptVideo, DecodeError, UsageError
@@ -67,12 +67,25 @@ class Reader:
 
     def read(self, path: str, key: str) -> dict[str, Any]:
         """Decode and encode a file into the store; returns its facts.  Raises: DecodeError."""
-        before = os.stat(path)
+        ((_, outcome),) = self.read_many([(path, key)])
+        if isinstance(outcome, DecodeError):
+            raise outcome
+        return outcome
+
+    def read_many(self, files: Iterable[tuple[str, str]]) -> Iterator[tuple[str, dict[str, Any] | DecodeError]]:
+        """Decode and encode files, given with their keys, into the store, several at a time.
+
+        Yields:
+            Path of each, as it ends, and its facts or what is wrong with it.
+        """
+        files = list(files)
         source = dict(decoder=self.decoder, timings=self.timings)
-        video = read_copy_video(path, self.encoder, self.settings, self.noise, **source)
-        after = os.stat(path)
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise ChangedVideo(path, "it changed while it was read; run again once it is complete")
+        paths = [path for path, _ in files]
+        for n, video in read_copy_videos(paths, self.encoder, self.settings, self.noise, **source) if files else ():
+            path, key = files[n]
+            yield path, video if isinstance(video, DecodeError) else self._store(path, key, video)
+
+    def _store(self, path: str, key: str, video: CopyVideo) -> dict[str, Any]:
         if self.noise_keys and self.noise.overlap(video.features):
             names = ", ".join(path_id(name) for name in self.noise_keys.values())
             raise UsageError(f"noise must not be among the videos compared: {path_id(path)} is shown in {names}")
@@ -119,30 +132,44 @@ def _key(path: str) -> str:
 
 def read_all(reader: Reader, found: Inputs, retry_failed: bool, progress: Progress | None) -> list[File]:
     """One record per file, in their order; features of every readable one are in the store afterwards."""
-    files = []
-    for n, path in enumerate(found.files):
-        files.append(_read_one(reader, path, retry_failed))
+    files: dict[str, File] = {}
+    waiting: dict[str, list[str]] = {}  # by content
+
+    def told(path: str, file: File) -> None:
+        files[path] = file
         if progress:
-            progress.advance("videos", n + 1, len(found.files))
-    return files
+            progress.advance("videos", len(files), len(found.files))
+
+    for path in found.files:
+        name, key = path_id(path), None
+        try:
+            key = reader.key(path)
+            if facts := reader.facts(key):
+                told(path, _file(path, key, facts, computed=False))
+            elif (earlier := reader.store.failure(key, reader.hash)) and not retry_failed:
+                reason = f"{earlier} (an earlier run; --retry-failed reads it again)"
+                told(path, File(path=name, status="failed", reason=reason))
+            else:
+                waiting.setdefault(key, []).append(path)
+        except DecodeError as error:
+            told(path, File(path=name, status="failed", reason=_reason(error), key=key))
+        except OSError as error:
+            told(path, File(path=name, status="failed", reason=error.strerror or str(error), key=key))
+    keys = {paths[0]: key for key, paths in waiting.items()}
+    for first, outcome in reader.read_many(keys.items()):
+        key = keys[first]
+        if isinstance(outcome, DecodeError) and not isinstance(outcome, ChangedVideo):
+            reader.store.add_failure(key, reader.hash, _reason(outcome))
+        for path in waiting[key]:
+            if isinstance(outcome, DecodeError):
+                told(path, File(path=path_id(path), status="failed", reason=_reason(outcome), key=key))
+            else:
+                told(path, _file(path, key, outcome, computed=path == first))
+    return [files[path] for path in found.files]
 
 
-def _read_one(reader: Reader, path: str, retry_failed: bool) -> File:
-    name, key = path_id(path), None
-    try:
-        key = reader.key(path)
-        if facts := reader.facts(key):
-            return _file(path, key, facts, computed=False)
-        if (earlier := reader.store.failure(key, reader.hash)) and not retry_failed:
-            return File(path=name, status="failed", reason=f"{earlier} (an earlier run; --retry-failed reads it again)")
-        return _file(path, key, reader.read(path, key), computed=True)
-    except DecodeError as error:
-        at = "" if error.pts_seconds is None else f" at {error.pts_seconds:.3f} s"
-        if key and not isinstance(error, ChangedVideo):
-            reader.store.add_failure(key, reader.hash, error.reason + at)
-        return File(path=name, status="failed", reason=error.reason + at, key=key)
-    except OSError as error:
-        return File(path=name, status="failed", reason=error.strerror or str(error), key=key)
+def _reason(error: DecodeError) -> str:
+    return error.reason + ("" if error.pts_seconds is None else f" at {error.pts_seconds:.3f} s")
 
 
 def _file(path: str, key: str, facts: Mapping[str, Any], *, computed: bool) -> File:

@@ -8,6 +8,7 @@ from the headers. numpy has no bfloat16: safetensors keep it and reading widens 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -133,16 +135,24 @@ def _write_npy(path: Path, tensors: Mapping[str, Tensor | np.ndarray], metadata:
             text = _json(about)
             (partial / HEADER).write_bytes(text)
             sync(partial / HEADER)
-            if path.exists():  # a folder cannot be replaced: for a moment there is none, which a kill would leave
-                old = partial.with_name(f"{partial.name}-old")
-                os.replace(path, old)
-                os.replace(partial, path)
-                shutil.rmtree(old)
-            else:
-                os.replace(partial, path)
+            _replace_folder(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return total + len(text), about["digest"]
+
+
+def _replace_folder(partial: Path, path: Path) -> None:
+    """No rename replaces a folder, so for a moment there is none; a kill then is found and mended."""
+    old = partial.with_name(f"{partial.name}-old")
+    while True:
+        with suppress(FileNotFoundError):
+            os.replace(path, old)
+            shutil.rmtree(old)
+        try:
+            return os.replace(partial, path)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another writer came between
+                raise
 
 
 class FeatureReader:

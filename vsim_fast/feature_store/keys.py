@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from stat import S_ISDIR
 from typing import Any, NamedTuple
 
-from vsim_fast.inputs import path_id
+from vsim_fast.inputs import folder_key, folder_stamp, path_id
 
 WINDOW, WINDOWS = 1 << 20, 17
 """A file is known by its size and this many MiB of it, evenly spaced from the first to the last."""
@@ -23,8 +24,10 @@ class Stamp(NamedTuple):
 
 
 def stamp(path: str | os.PathLike) -> Stamp:
-    """Raises: OSError."""
+    """Of a file, or of a folder of images.  Raises: OSError."""
     status = os.stat(path)
+    if S_ISDIR(status.st_mode):
+        return Stamp(*folder_stamp(path))
     return Stamp(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
@@ -32,8 +35,10 @@ def content_key(path: str | os.PathLike) -> str:
     """What tells one file's content from another's: BLAKE2b of WINDOWS windows (of all of it, if smaller) and the size.
 
     An edit that keeps the size and touches no window goes unseen; re-encoding, cutting and tagging change the size or
-    an end of the file.  Raises: OSError.
+    an end of the file. Of a folder of images: `folder_key`.  Raises: OSError.
     """
+    if os.path.isdir(path):
+        return folder_key(path)
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size

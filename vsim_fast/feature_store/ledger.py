@@ -107,17 +107,22 @@ def kind(database: sqlite3.Connection) -> tuple[int, int]:
     return application, version
 
 
-def is_whole(database: sqlite3.Connection) -> bool:
+def is_whole(database: sqlite3.Connection, path: Path) -> bool:
     """Raises: sqlite3.DatabaseError."""
-    return database.execute("pragma quick_check(1)").fetchone()[0] == "ok"
+    (size,) = database.execute("pragma page_size").fetchone()
+    cut = os.path.getsize(path) % size  # SQLite would fill the last page up with zeros
+    return not cut and database.execute("pragma quick_check(1)").fetchone()[0] == "ok"
 
 
 @contextmanager
 def database_errors(path: Path) -> Iterator[None]:
     try:
         yield
+    except sqlite3.ProgrammingError:
+        raise
     except sqlite3.Error as error:
-        raise OutputError(f"{path}: {error}; free space, or remove this file and run again") from error
+        cure = "free space or write elsewhere" if "full" in str(error) else "move this file away and run again"
+        raise OutputError(f"{path}: {error}; {cure}") from error
 
 
 class Ledger:
@@ -131,6 +136,16 @@ class Ledger:
         """All rows at once: a reader that stops half-way would keep the writer from committing."""
         with self._turn, database_errors(self.path):
             return self.database.execute(query, values).fetchall()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Several `read()` of one state, whatever another process commits meanwhile."""
+        with self._turn, database_errors(self.path):
+            self.database.execute("begin")
+            try:
+                yield
+            finally:
+                self.database.execute("rollback")
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:

@@ -142,7 +142,7 @@ class FeatureStore:
                 application, version = kind(database)
                 if application:
                     raise OutputError(f"{path}: this is the ledger of another kind of store; take another folder")
-                if version == SCHEMA and is_whole(database):
+                if version == SCHEMA and is_whole(database, path):
                     return Ledger(database, path)
                 reason = "damaged" if version == SCHEMA else f"of another version ({version}, not {SCHEMA})"
             except sqlite3.OperationalError as error:  # cannot be opened: not ours to remove

@@ -10,6 +10,7 @@ FOLDER/embeddings.*      one vector per video, mapped      FOLDER/lock     who w
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -17,8 +18,8 @@ import sqlite3
 import tempfile
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
@@ -111,24 +112,34 @@ class Failed(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a store knows of a file. `outputs` are those of this path, `facts` and `feature_file` its content's."""
+    """What a store knows of a file."""
 
     status: Status
     reason: str | None = None
     """Also of a "new" one, if its failure was not to be remembered."""
     strikes: int = 0
-    facts: dict[str, Any] | None = None
     outputs: Mapping[str, tuple[int, str]] = {}
+    """Of this path; whoever has another one with the same content has its own."""
     feature_file: FeatureFile | None = None
+    facts_json: str | None = None
+
+    @property
+    def facts(self) -> dict[str, Any] | None:
+        """Of what is done. Parsed here: of 100,000 states nearly all are asked for their status alone."""
+        return None if self.facts_json is None else json.loads(self.facts_json)
 
 
 class StoredVideo(NamedTuple):
     key: str
     paths: tuple[str, ...]
-    """Absolute, by name; all have this content."""
-    name: str
-    """NAME of the first of them."""
+    """Absolute, in alphabetical order; all have this content."""
+    names: tuple[str, ...]
+    """NAME of each that has one; the key, if none has."""
     facts: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
 
 
 class Problem(NamedTuple):
@@ -206,14 +217,13 @@ class Store:
                 self.notes.append(f"{LEDGER}: {fault}; made again from the feature files")
             with output_errors(path):
                 self._set_aside(path)
-                with atomic_path(self.folder / SETTINGS) as partial:
-                    partial.write_text(json.dumps(self.settings, indent=2, sort_keys=True) + "\n")
             with database_errors(path):
                 database = self._created(connect(path, write=True))
         self._ledger = Ledger(database, path)
         if fault:
             self._read_log()
         self._adopt()
+        self._mend()
         self._abandoned = self._read_in_flight()
         with atomic_path(self.folder / IN_FLIGHT) as partial:
             partial.write_text("".join(_flight("+", text) for text in self._abandoned))
@@ -257,7 +267,7 @@ class Store:
                     f"{path}: made by vsim_fast {_made_by(database)} (schema {version}), this is vsim_fast "
                     f"{__version__} (schema {SCHEMA}); use that version, or take another folder"
                 )
-            elif self.write and not is_whole(database):
+            elif self.write and not is_whole(database, path):
                 fault = "damaged"
             else:
                 (settings,) = database.execute("select value from meta where name = 'settings'").fetchone()
@@ -323,7 +333,7 @@ class Store:
     def _read_log(self) -> None:
         """Names and contents of paths, for a ledger that is lost."""
         found: dict[str, dict[str, str]] = {"name": {}, "key": {}}
-        for line in _lines(self.folder / PATHS):
+        for line in _content(self.folder / PATHS).splitlines():
             with suppress(ValueError, KeyError, TypeError):  # cut off
                 what, path, value = json.loads(line)
                 found[what][path] = value
@@ -352,6 +362,21 @@ class Store:
             with self._ledger.writing() as database:
                 database.executemany(f"insert or ignore {CONTENT}", found)
 
+    def _mend(self) -> None:
+        """What would stand in for a lost ledger is whole."""
+        path, text = self.folder / SETTINGS, json.dumps(self.settings, indent=2, sort_keys=True) + "\n"
+        if _content(path) != text.encode():
+            with atomic_path(path) as partial:
+                partial.write_text(text)
+        path = self.folder / PATHS
+        ((names, keys),) = self._ledger.read("select count(name), count(key) from paths")
+        if _content(path).count(b"\n") < names + keys:  # it is not flushed to the disk: it may end early
+            rows = self._ledger.read("select path, name, key from paths order by path")
+            lines = [_logged("name", text, name) for text, name, _ in rows if name]
+            lines += [_logged("key", text, key) for text, _, key in rows if key]
+            with atomic_path(path) as partial:
+                partial.write_text("".join(lines))
+
     def _feature_files(self) -> set[str]:
         """Names of what is in features/, relative to the folder; a writing run removes what killed ones left."""
         found = set()
@@ -365,7 +390,7 @@ class Store:
 
     def _read_in_flight(self) -> list[str]:
         begun: dict[str, None] = {}
-        for line in _lines(self.folder / IN_FLIGHT):
+        for line in _content(self.folder / IN_FLIGHT).splitlines():
             with suppress(ValueError):  # cut off
                 text = json.loads(line[1:])
                 if line[:1] == b"+":
@@ -403,8 +428,9 @@ class Store:
 
     # ---- writing
 
-    def known_keys(self, paths: Sequence[str | Path]) -> list[str | None]:
-        """The key of each file that is as it was when its key was noted, else None. Nothing is read of the files."""
+    def known_keys(self, paths: Sequence[str | Path], stamp: Callable[[str | Path], Stamp] = stamp) -> list[str | None]:
+        """The key of each file that has the stamp with which its key was noted, else None. Nothing is read of the
+        files. `stamp` may raise OSError."""
         texts = self._texts(paths)
         known = {
             path: (key, Stamp(*values))
@@ -448,7 +474,7 @@ class Store:
                 rows = [(text, name, _folded(name)) for text, name in new.items()]
                 query = "insert into paths (path, name, folded) values (?, ?, ?) on conflict (path) do update set "
                 database.executemany(query + "name = excluded.name, folded = excluded.folded", rows)
-                self._append(PATHS, self._log, (f"{json.dumps(['name', *row])}\n" for row in new.items()))
+                self._append(PATHS, self._log, (_logged("name", *row) for row in new.items()))
         return [known.get(text) or new[text] for text in texts]
 
     def write_features(
@@ -459,35 +485,33 @@ class Store:
 
     def record(self, rows: Iterable[Done | Failed]) -> None:
         """What became of videos, all in one transaction. What is done has no failure and no strike any more."""
+        rows = list(rows)
         done = [row for row in rows if isinstance(row, Done)]
         failed = [row for row in rows if isinstance(row, Failed)]
         with self._writing() as database:
-            self._write_pending(database)
             contents = [(row.key, json.dumps(dict(row.facts)), *_stored(row.feature_file)) for row in done]
             database.executemany(f"insert {CONTENT} {AGAIN}", contents)
             texts = self._texts([row.path for row in done])
             paths = [(text, row.key, json.dumps(dict(row.outputs))) for text, row in zip(texts, done, strict=True)]
+            self._log_keys(database, [path[:2] for path in paths])
             database.executemany(DONE_PATH, paths)
             cleared = [(subject,) for row, text in zip(done, texts, strict=True) for subject in (row.key, text)]
             database.executemany("delete from failures where subject = ?", cleared)
             texts = self._texts([row.path for row in failed])
             values = [
-                (row.key or text, text, row.status, row.reason, row.remembered)
+                (row.key or text, text, row.status, _encodable(row.reason), row.remembered)
                 for row, text in zip(failed, texts, strict=True)
             ]
             database.executemany(FAILED, values)
-            lines = (f"{json.dumps(['key', text, key])}\n" for text, key, _ in paths)
-            self._append(PATHS, self._log, lines)
 
     def add_strike(self, path: str | Path, reason: str) -> int:
         """A process died over this file: how often that happened to its content (to the path, if its key is not noted).
         On disk when this returns."""
         text = self._text(path)
         with self._writing() as database:
-            self._write_pending(database)
             row = database.execute("select key from paths where path = ?", (text,)).fetchone()
             subject = row[0] if row and row[0] else text
-            return database.execute(STRIKE, (subject, text, reason)).fetchone()[0]
+            return database.execute(STRIKE, (subject, text, _encodable(reason))).fetchone()[0]
 
     def begin(self, paths: Iterable[str | Path]) -> None:
         """Note that files are being worked on. A run that is killed leaves this behind; the disk is not waited for."""
@@ -529,27 +553,35 @@ class Store:
 
     def flush(self) -> None:
         """Commit what is noted, and bring the file of embeddings up to date."""
-        if self._pending:
-            with self._writing() as database:
-                self._write_pending(database)
+        with self._writing():
+            pass
         lines, files = self._embedding_lines()
         self._embeddings.update(lines, lambda n: self._embedding(files[n]))
 
-    def _write_pending(self, database: sqlite3.Connection) -> None:
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction, which takes along what is noted."""
+        self._require_writing()
         noted = list(self._pending.items())
-        database.executemany(NOTE, [(text, key, *stamp) for text, (key, stamp) in noted])
+        with self._ledger.writing() as database:
+            self._log_keys(database, [(text, key) for text, (key, _) in noted])
+            database.executemany(NOTE, [(text, key, *stamp) for text, (key, stamp) in noted])
+            yield database
         for text, value in noted:
             if self._pending.get(text) is value:
                 del self._pending[text]
 
-    def _writing(self) -> AbstractContextManager[sqlite3.Connection]:
+    def _log_keys(self, database: sqlite3.Connection, keys: list[tuple[str, str]]) -> None:
+        query = "select path, key from paths where path in (select value from json_each(?))"
+        known = dict(database.execute(query, (json.dumps([text for text, _ in keys]),)).fetchall())
+        self._append(PATHS, self._log, (_logged("key", *each) for each in keys if known.get(each[0]) != each[1]))
+
+    def _require_writing(self) -> None:
         if not self.write:
             raise UsageError(f"{self.folder}: this store was opened for reading; open it with write=True")
-        return self._ledger.writing()
 
     def _append(self, name: str, file: BinaryIO | None, lines: Iterable[str]) -> None:
-        if file is None:
-            raise UsageError(f"{self.folder}: this store was opened for reading; open it with write=True")
+        self._require_writing()
         with output_errors(self.folder / name):
             file.write("".join(lines).encode())  # unbuffered: there when this process is killed
 
@@ -562,27 +594,28 @@ class Store:
 
     def states(self, paths: Sequence[str | Path], keys: Sequence[str | None]) -> list[State]:
         """What is known of files and their contents; a failure without a key is the path's."""
+        with _collection_paused():
+            return self._states(paths, keys)
+
+    def _states(self, paths: Sequence[str | Path], keys: Sequence[str | None]) -> list[State]:
         texts = self._texts(paths)
         named = json.dumps([key for key in keys if key])
         query = "select key, facts, file, size, digest from contents where key in (select value from json_each(?))"
-        rows = self._ledger.read(query, (named,))
-        contents = {
-            key: (facts, FeatureFile(*stored))
-            for (key, _, *stored), facts in zip(rows, _parsed(row[1] for row in rows), strict=True)
-        }
+        contents = {row[0]: row for row in self._ledger.read(query, (named,))}
         query = "select path, key, outputs from paths where path in (select value from json_each(?))"
         rows = [row for row in self._ledger.read(query, (json.dumps(texts),)) if row[2]]
+        made = _parsed(row[2] for row in rows)
         outputs = {
-            (path, key): {name: tuple(told) for name, told in made.items()}
-            for (path, key, _), made in zip(rows, _parsed(row[2] for row in rows), strict=True)
+            (path, key): {name: (size, digest) for name, (size, digest) in each.items()}
+            for (path, key, _), each in zip(rows, made, strict=True)
         }
         query = "select subject, status, reason, remembered, strikes from failures"
         failures = {subject: values for subject, *values in self._ledger.read(query)}
         states = []
         for text, key in zip(texts, keys, strict=True):
             if key in contents:
-                facts, stored = contents[key]
-                states.append(State("done", None, 0, facts, outputs.get((text, key), {}), stored))
+                _, facts, *stored = contents[key]
+                states.append(State("done", None, 0, outputs.get((text, key), {}), FeatureFile(*stored), facts))
             elif failure := failures.get(key or text):
                 status, reason, remembered, strikes = failure
                 states.append(State(status if remembered else "new", reason, strikes))
@@ -594,18 +627,19 @@ class Store:
         """Contents that are done."""
         return self._ledger.read("select count(*) from contents")[0][0]
 
-    def videos(self) -> Iterator[StoredVideo]:
+    def videos(self) -> list[StoredVideo]:
         """Contents that are done and that some path has, in the order in which they were done first."""
-        contents = self._ledger.read(
-            "select key, facts from contents where key in (select key from paths) order by id"
-        )
+        with _collection_paused(), self._ledger.snapshot():
+            return list(self._videos())
+
+    def _videos(self) -> Iterator[StoredVideo]:
+        contents = self._ledger.read("select key, facts from contents where key in (select key from paths) order by id")
         paths = defaultdict(list)
         for key, path, name in self._ledger.read("select key, path, name from paths order by path"):
             paths[key].append((path, name))
         for (key, _), facts in zip(contents, _parsed(row[1] for row in contents), strict=True):
-            if found := paths[key]:  # a run that writes may have come between the two questions
-                named = next((name for _, name in found if name), key)
-                yield StoredVideo(key, tuple(path for path, _ in found), named, facts)
+            names = tuple(name for _, name in paths[key] if name)
+            yield StoredVideo(key, tuple(path for path, _ in paths[key]), names or (key,), facts)
 
     def features(self, key: str, names: Iterable[str] | None = None, *, mmap: bool = True) -> dict[str, np.ndarray]:
         """Tensors of a content by name, all or `names`; mapped into memory, so that only what is touched is read.
@@ -620,9 +654,10 @@ class Store:
     def embeddings(self) -> tuple[list[StoredVideo], np.ndarray]:
         """The videos, and their embeddings float32 [N, D], mapped if the last writing run ended orderly. A video whose
         feature file is damaged is left out, with a note."""
-        lines, files = self._embedding_lines()
+        with self._ledger.snapshot():
+            lines, files = self._embedding_lines()
+            videos = list(self._videos())
         vectors, numbers = gathered(lines, *self._embeddings.read(), lambda n: self._embedding(files[n]))
-        videos = list(self.videos())
         return [videos[n] for n in numbers], vectors
 
     def _embedding_lines(self) -> tuple[list[str], list[str]]:
@@ -724,8 +759,9 @@ class Store:
         if root is None:
             return
         sizes = _Sizes(Path(root))
-        for path, key, outputs in self._ledger.read("select path, key, outputs from paths where outputs is not null"):
-            for name, (size, digest) in json.loads(outputs).items():
+        rows = self._ledger.read("select path, key, outputs from paths where outputs is not null order by path")
+        for (path, key, _), outputs in zip(rows, _parsed(row[2] for row in rows), strict=True):
+            for name, (size, digest) in outputs.items():
                 reason = _wrong_size(sizes[name], size)
                 if content and reason is None:
                     try:
@@ -746,6 +782,18 @@ class Store:
         return [self._text(path) for path in paths]
 
 
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """While many objects are made that all stay, looking for garbage among them takes as long as making them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class _Sizes(dict[str, int | None]):
     """Sizes of files below a folder by relative names, of a folder its files' sum; each folder is listed once."""
 
@@ -758,8 +806,10 @@ class _Sizes(dict[str, int | None]):
             self._listed.add(folder)
             prefix = f"{folder}/" if folder else ""
             for entry in _entries(self._root / folder):
-                inside = _entries(entry.path) if entry.is_dir() else [entry]
-                self[prefix + entry.name] = sum(each.stat().st_size for each in inside)
+                if entry.is_dir():
+                    self[prefix + entry.name] = sum(inside.stat().st_size for inside in _entries(entry.path))
+                else:
+                    self[prefix + entry.name] = entry.stat().st_size
         return self.setdefault(name, None)
 
 
@@ -786,11 +836,11 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def _lines(path: Path) -> list[bytes]:
+def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes().splitlines()
-    except OSError:
-        return []
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def _appending(path: Path) -> BinaryIO:
@@ -805,6 +855,15 @@ def _appending(path: Path) -> BinaryIO:
 
 def _flight(sign: str, text: str) -> str:
     return f"{sign}{json.dumps(text)}\n"
+
+
+def _logged(what: Literal["name", "key"], text: str, value: str) -> str:
+    return f"{json.dumps([what, text, value])}\n"
+
+
+def _encodable(text: str) -> str:
+    """A file name in a message may be no UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _folded(name: str) -> str:

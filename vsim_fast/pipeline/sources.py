@@ -30,6 +30,7 @@ RING_BYTES = 256 << 20
 QUEUED_TASKS = 2
 """Videos a decode process knows of: the one it reads and the next."""
 WATCH_SECONDS = 0.5
+DRAWING_SECONDS = 0.5
 LONG_IDLE_SECONDS = 0.1
 _END = object()
 
@@ -85,8 +86,9 @@ class DecodeProcesses:
         self._closing.set()
         self._room.release()
         self._awake()
-        for thread in reversed(self._threads):
-            thread.join()
+        feeding, serving = self._threads
+        serving.join()
+        feeding.join(DRAWING_SECONDS)  # it may wait for a task that never comes
         self._server.close()
         for worker in self.workers:
             worker.connection.close()
@@ -103,6 +105,8 @@ class DecodeProcesses:
         """Tasks to where `_serve` finds them; drawing one may take long."""
         try:
             for task in tasks:
+                if self._closing.is_set():
+                    return
                 self._ready.append(task)
                 self._awake()
                 self._room.acquire()
@@ -187,7 +191,8 @@ class DecodeThreads:
         self._tasks, self._options, self._timeout = iter(tasks), options, timeout
         self._drawing, self._closing = threading.Lock(), threading.Event()
         self._events: queue.Queue[Any] = queue.Queue(max(workers, queue_frames // options.block_frames))
-        self._running = workers
+        self._running, self._counting = workers, threading.Lock()
+        self._drawer: threading.Thread | None = None
         self._waited_for: dict[int, tuple[float, threading.Thread]] = {}
         """Videos being read: when they last gave something, and to whom."""
         self._threads = [self._start() for _ in range(workers)]
@@ -203,7 +208,8 @@ class DecodeThreads:
     def close(self) -> None:
         self._closing.set()
         for thread in self._threads:
-            thread.join()
+            while thread.is_alive() and thread is not self._drawer:  # who may wait for a task that never comes
+                thread.join(0.1)
 
     def _start(self) -> threading.Thread:
         thread = threading.Thread(target=self._run, name="vsim-decode", daemon=True)
@@ -225,7 +231,7 @@ class DecodeThreads:
                     return
         except BaseException as error:
             self._put(error)
-        with self._drawing:
+        with self._counting:
             self._running -= 1
             last = not self._running
         if last:
@@ -243,8 +249,15 @@ class DecodeThreads:
         return self._waited_for.pop(task.number, None) is not None
 
     def _next(self) -> Task | None:
-        with self._drawing:
-            return None if self._closing.is_set() else next(self._tasks, None)
+        while not self._closing.is_set():
+            if self._drawing.acquire(timeout=0.1):
+                self._drawer = threading.current_thread()
+                try:
+                    return next(self._tasks, None)
+                finally:
+                    self._drawer = None
+                    self._drawing.release()
+        return None
 
     def _put(self, event: Any) -> bool:
         while not self._closing.is_set():

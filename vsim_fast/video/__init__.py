@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from vsim_fast.records import IMAGE_SUFFIXES
 from vsim_fast.video._batches import DecodeReport
-from vsim_fast.video._images import SUFFIXES as IMAGE_SUFFIXES
 from vsim_fast.video._images import read_image
 from vsim_fast.video.decode import VideoReader, open_video
 from vsim_fast.video.probe import Limits, probe

@@ -12,19 +12,18 @@ import torch
 from PIL import Image, ImageOps
 
 from vsim_fast.errors import CorruptVideo, OpenError, UnsupportedVideo
-from vsim_fast.records import ColorSpec, FrameBatch, VideoInfo
+from vsim_fast.records import IMAGE_SUFFIXES, ColorSpec, FrameBatch, VideoInfo
 from vsim_fast.video._batches import Assembler, DecodeReport
 from vsim_fast.video.probe import DEFAULT_LIMITS, Limits, gate
 from vsim_fast.video.sampling import DecodePlan, exact
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 ORIENTATION = 0x0112  # EXIF tag; 5..8 swap width and height
 CAMERA_FORMATS = {"JPEG", "MPO", "WEBP", "TIFF"}  # others are not turned: reading their EXIF decodes the whole image
 
 
 def files(folder: str) -> list[Path]:
     """Image files of a folder in natural order: frame2 before frame10."""
-    found = [p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()]
+    found = [p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
     return sorted(found, key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"([0-9]+)", p.name.lower())])
 
 
@@ -60,7 +59,7 @@ def scan(folder: str, limits: Limits, fps: float | Fraction) -> VideoInfo:
     except OSError as error:
         raise OpenError(folder, error.strerror or str(error)) from None
     if not paths:
-        raise OpenError(folder, f"the folder holds no image ({', '.join(sorted(SUFFIXES))})")
+        raise OpenError(folder, f"the folder holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     if len(paths) > limits.max_frames:
         raise UnsupportedVideo(folder, f"{len(paths)} images are more than the {limits.max_frames} frames allowed")
     size = None

@@ -21,9 +21,7 @@ def top_k(queries: Tensor, vectors: Tensor, k: int, *, threads: int | None = Non
     return out
 
 
-def pairs_above(
-    vectors: Tensor, threshold: float, most: int, *, threads: int | None = None, simd: str = ""
-) -> Pairs:
+def pairs_above(vectors: Tensor, threshold: float, most: int, *, threads: int | None = None, simd: str = "") -> Pairs:
     bad, index, scores = _C.pairs_above(
         _numbers(vectors), _sample_mean(vectors), threshold, most,
         threads=torch.get_num_threads() if threads is None else threads, simd=simd,
