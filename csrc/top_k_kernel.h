@@ -12,7 +12,8 @@ namespace {
 constexpr int kRows = 6;
 constexpr int kGroups = L == 16 ? 4 : 2;  // vectors of queries in a panel; with kRows, all that the registers hold
 constexpr int64_t kWide = kGroups * L;
-constexpr int64_t kFew = 8;          // below so many queries rounding a vector costs more than its products
+constexpr int kChains = 4;  // divides the 64 / L vectors that rows are padded to
+constexpr int64_t kFew = 5;          // below so many queries rounding a vector costs more than its products
 constexpr float kMagic = 0x1.8p23f;  // adding it rounds to a whole number, found in the low bits
 constexpr int32_t kMagicBits = 0x4B400000;
 constexpr float kRoundedUp = 1.001f;  // more than a sum of up to kMostDimensions squares can have lost
@@ -48,8 +49,6 @@ VSIM_INLINE Vec load_last(const T* p, int64_t count) {
   __builtin_memcpy(last, p, count * sizeof(T));
   return load_as_float(last);
 }
-
-VSIM_INLINE Vec magnitude(Vec x) { return (Vec)((Int)x & 0x7fffffff); }
 
 // Which lanes reach their threshold.
 VSIM_INLINE uint32_t reached(Vec bound, Vec threshold) {
@@ -157,32 +156,44 @@ struct Rounded {
   float step, length, error;  // value of a code; |r|; |r - r'|
 };
 
-// Codes of a vector less the mean.
+// Codes of a vector less the mean. Several sums and maxima at a time: one would wait for itself.
 template <class T>
 VSIM_INLINE Rounded round_to_codes(const T* row, int64_t D, int64_t wide, const Space& z, Stored* codes) {
-  Vec most{};
-  const auto put = [&](int64_t d, Vec value) __attribute__((always_inline)) {
+  Int most[kChains] = {};  // magnitudes as integers, which order alike and have a maximum instruction; NaN is the largest
+  const auto put = [&](int64_t d, Vec value, Int& top) __attribute__((always_inline)) {
     value -= load(z.mean + d);
     store(z.rest + d, value);
-    most = larger(magnitude(value), most);
+    const Int size = (Int)value & 0x7fffffff;
+    top = size > top ? size : top;
   };
   int64_t d = 0;
-  for (; d + L <= D; d += L) put(d, load_as_float(row + d));
-  if (d < D) put(d, load_last(row + d, D - d));
-  float top = most[0];
-  for (int64_t k = 1; k < L; ++k) top = most[k] > top ? most[k] : top;
+  for (; d + kChains * L <= D; d += kChains * L)
+    for (int c = 0; c < kChains; ++c) put(d + c * L, load_as_float(row + d + c * L), most[c]);
+  for (; d + L <= D; d += L) put(d, load_as_float(row + d), most[0]);
+  if (d < D) put(d, load_last(row + d, D - d), most[1]);
+  for (int c = 1; c < kChains; ++c) most[0] = most[c] > most[0] ? most[c] : most[0];
+  int32_t top_bits = 0;
+  for (int64_t k = 0; k < L; ++k) top_bits = most[0][k] > top_bits ? most[0][k] : top_bits;
+  float top;
+  __builtin_memcpy(&top, &top_bits, sizeof top);
   const bool tiny = !(top > 1e-30f);  // too small to divide by: all codes 0
   const float inverse = tiny ? 0 : 127 / top;
-  Vec length{}, error{};
-  for (d = 0; d < wide; d += L) {
-    const Vec scaled = load(z.rest + d) * inverse, sum = scaled + kMagic, left = scaled - (sum - kMagic);
-    *reinterpret_cast<Narrow*>(codes + d) = __builtin_convertvector((Int)sum - (kMagicBits - kUnsign), Narrow);
-    length += scaled * scaled;
-    error += left * left;
+  Vec length[kChains] = {}, error[kChains] = {};
+  for (d = 0; d < wide; d += kChains * L)
+    for (int c = 0; c < kChains; ++c) {
+      const int64_t at = d + c * L;
+      const Vec scaled = load(z.rest + at) * inverse, sum = scaled + kMagic, left = scaled - (sum - kMagic);
+      *reinterpret_cast<Narrow*>(codes + at) = __builtin_convertvector((Int)sum - (kMagicBits - kUnsign), Narrow);
+      length[c] += scaled * scaled;
+      error[c] += left * left;
+    }
+  for (int c = 1; c < kChains; ++c) {
+    length[0] += length[c];
+    error[0] += error[c];
   }
   const float step = tiny ? 0 : top / 127, bound = tiny ? 1e-30f * __builtin_sqrtf((float)wide) : 0;
-  return {step, bound + step * __builtin_sqrtf(total<L>(length)) * kRoundedUp,
-          bound + step * __builtin_sqrtf(total<L>(error)) * kRoundedUp};
+  return {step, bound + step * __builtin_sqrtf(total<L>(length[0])) * kRoundedUp,
+          bound + step * __builtin_sqrtf(total<L>(error[0])) * kRoundedUp};
 }
 
 // kRows vectors against G groups of queries from lane `first` on.

@@ -15,11 +15,11 @@ import vsim_fast
 from vsim_fast import vector_search
 from vsim_fast.batch import embed
 from vsim_fast.encode import load_encoder
-from vsim_fast.errors import OpenError, OutputError, UsageError, VsimError
+from vsim_fast.errors import CorruptVideo, OpenError, OutputError, UnsupportedVideo, UsageError, VsimError
 from vsim_fast.feature_store import Done, Store
 from vsim_fast.inputs import path_id
 from vsim_fast.vector_search import VectorSearch, near_duplicates, search, write_near_duplicates
-from vsim_fast.video import Sampling, open_video
+from vsim_fast.video import Limits, Sampling, open_video, read_image
 
 D, T = 24, 5
 SETTINGS = {
@@ -206,6 +206,21 @@ def test_encoder_must_be_the_stores(embedded, folder):
         search(embedded / "clips" / "c1.mp4", folder, device="cpu")
     same = load_encoder("builtin", device="cpu", precision="float32", image_size=112)
     assert search(embedded / "clips" / "c1.mp4", embedded / "out", encoder=same).hits[0].name == "c1"
+
+
+def test_images_are_read_upright_and_within_limits(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter
+    Image.fromarray(rgb).save(tmp_path / "turned.jpg", exif=exif, quality=100)
+    Image.fromarray(rgb).save(tmp_path / "plain.png")
+    assert read_image(tmp_path / "turned.jpg").shape == (24, 16, 3)
+    np.testing.assert_array_equal(read_image(tmp_path / "plain.png"), rgb)
+    with pytest.raises(UnsupportedVideo, match="24x16 pixels are more than the 100 allowed"):
+        read_image(tmp_path / "plain.png", Limits(max_pixels=100))
+    (tmp_path / "cut.png").write_bytes((tmp_path / "plain.png").read_bytes()[:-200])
+    with pytest.raises(CorruptVideo, match="the image does not decode"):
+        read_image(tmp_path / "cut.png")
 
 
 def test_bad_files(embedded, tmp_path):

@@ -424,7 +424,7 @@ class LanceIndex:
             with output_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
         database = lancedb.connect("memory://" if folder is None else folder)
-        if folder is not None and name in database.list_tables().tables:
+        if folder is not None and (folder / f"{name}.lance").exists():
             self._table = database.open_table(name)
             return
         dim = vectors.shape[1]

@@ -30,6 +30,6 @@ cd "$root"
 "$python" -c "from vsim_fast import _C; assert _C.__file__.startswith('$build'), _C.__file__"
 if [ $# -eq 0 ]; then
   set -- tests/ops/test_dtw.py tests/ops/test_dtw_fuzz.py tests/ops/test_derivatives.py \
-    tests/ops/test_best_cosines.py
+    tests/ops/test_best_cosines.py tests/ops/test_top_k.py
 fi
 "$python" -m pytest -q -p no:cacheprovider -k "not cuda" "$@"

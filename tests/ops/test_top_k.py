@@ -25,7 +25,7 @@ BACKENDS = ["reference", CPP, "triton"]
 JOINS = ["reference", CPP]
 DTYPES = [torch.float32, torch.float16]
 SHAPES = [  # Q, N, D, k: around the tiles of 6 vectors and 16, 32, 64 queries, and the few queries that take no codes
-    (1, 1, 1, 1), (1, 50, 7, 3), (7, 200, 33, 10), (8, 7, 5, 7), (17, 300, 63, 10), (33, 131, 64, 5),
+    (1, 1, 1, 1), (4, 50, 7, 3), (5, 200, 33, 10), (8, 7, 5, 7), (17, 300, 63, 10), (33, 131, 64, 5),
     (65, 301, 100, 40), (100, 600, 48, 10), (130, 70, 65, 30),
 ]  # fmt: skip
 CODE_BOUND = 2e-6
