@@ -333,8 +333,8 @@ def test_workers_killed_at_random_cost_nothing(clips, whole, tmp_path, monkeypat
     take_in, choose, struck = sources.DecodeProcesses._take_in, random.Random(3), set()
 
     def killed(self, worker, message):
-        path = worker.tasks[0].path if worker.tasks else None
-        if path and path not in struck and choose.random() < 0.4:
+        path = worker.tasks[0].path if isinstance(message, Opened) else None
+        if path and path not in struck and choose.random() < 0.6:
             struck.add(path)
             os.kill(worker.pid, signal.SIGKILL)
         take_in(self, worker, message)

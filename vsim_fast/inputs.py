@@ -68,6 +68,8 @@ class _Entry(NamedTuple):
     relative: str | None
     """To what was searched, for the patterns; None: named outright."""
     is_folder: bool = False
+    identity: tuple[int, int] | None = None
+    """Device and inode where the folder's listing told them."""
 
 
 class _Found(NamedTuple):
@@ -312,7 +314,9 @@ class _Search:
             if self._with_images and any(_suffix(name) in IMAGE_SUFFIXES for _, name in files):
                 yield _Entry(folder, linked, relative, is_folder=True)
             for entry, name in files:
-                yield _Entry(entry.path, linked or entry.is_symlink(), name)
+                link = entry.is_symlink()
+                told = None if link else (status.st_dev, entry.inode())
+                yield _Entry(entry.path, linked or link, name, identity=told)
             pending += [(entry.path, name, linked) for entry, name in reversed(folders) if not entry.is_symlink()]
             linked_folders += [(entry.path, name, True) for entry, name in folders if entry.is_symlink()]
 
@@ -330,10 +334,10 @@ class _Search:
         return [entry for entry in taken if not (entry.is_folder and entry.relative in above)]
 
     def _take(self, entries: Iterable[_Entry]) -> None:
-        for path, linked, relative, _ in entries:
+        for path, linked, relative, _, identity in entries:
             if not self._passes(relative):
                 continue
-            identity = _identity(path, self.missing)
+            identity = identity or _identity(path, self.missing)
             if identity is not None:
                 self.found.append(_Found(path, linked, identity))
 

@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +29,7 @@ from vsim_fast.batch.outputs import (
 from vsim_fast.batch.records import BatchProgress, EmbedResult, Snapshot, VideoResult
 from vsim_fast.batch.run import Run, video_result
 from vsim_fast.errors import UsageError
-from vsim_fast.feature_store import Problem, Store, path_text
+from vsim_fast.feature_store import Problem, Sizes, State, Store, collection_paused, parse_all, path_text, wrong_size
 from vsim_fast.inputs import Inputs, find_videos, path_id
 from vsim_fast.pipeline import Timings
 from vsim_fast.pipeline.many import KEPT, TIMEOUT_SECONDS
@@ -118,7 +118,7 @@ def embed(
     timings = timings or Timings()
     _check(keep, save_format, shard, max_failures)
     folder = Path(output_dir)
-    with timings.stage("find"):
+    with timings.stage("find"), collection_paused():
         found = find_videos(paths, include=include, exclude=exclude, skip_folders=[folder], images=images)
     config = EngineConfig(
         encoder, precision, image_size, offline, Sampling(fps=float(fps), max_frames=max_frames),
@@ -133,18 +133,18 @@ def embed(
         with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         store = stack.enter_context(Store(folder / STORE, write=True, settings=settings, layout=layout))
-        with timings.stage("plan"):
+        with timings.stage("plan"), collection_paused():
             files = EmbeddingFiles(folder, save_format)
             identity = Identity(Path(cache_dir or folder / CACHE), cache_bytes, allow_private=allow_private)
-            plan = Plan(store, files, found, identity, shard, retry_failed)
+            plan = Plan(store, files, found, identity, images, shard, retry_failed)
         run = Run(
             store, files, working, identity, timings, max_failures=max_failures, retry_failed=retry_failed, stop=stop,
             progress=progress,
         )  # fmt: skip
         run.work(plan.jobs, len(plan.paths), len(plan.results))
-        result = _result(plan, run, found, folder, settings)
-        with timings.stage("summary"):
-            changed = any(video.status == "done" for video in run.results.values())
+        with timings.stage("summary"), collection_paused():
+            result = _result(plan, run, found, folder, settings)
+            changed = any(video["status"] == "done" for video in run.results.values())
             if consolidated is None:
                 consolidated = len(plan.paths) <= CONSOLIDATE_UP_TO
                 if not consolidated:
@@ -189,25 +189,30 @@ class Plan:
         files: EmbeddingFiles,
         found: Inputs,
         identity: Identity,
+        images: bool,
         shard: tuple[int, int] | None,
         retry_failed: bool,
     ):
         self.notes: list[str] = []
-        names = store.names(found.files, [_stem(path) for path in found.files])
+        names = store.names(found.files, [_stem(path, images) for path in found.files])
         first, step = (shard[0] - 1, shard[1]) if shard else (0, 1)
         self.paths, self.names = found.files[first::step], names[first::step]
-        if damaged := list(store.verify(files.folder, content=False)):
-            store.forget(damaged)
-            self.notes.append(_made_again(damaged))
         identity.ask(self.paths)
         keys = store.known_keys(self.paths, identity.stamp)
         states = store.states(self.paths, keys)
+        damaged = list(_of_other_sizes(store, files, self.paths, keys, states))
+        if damaged:
+            store.forget(damaged)
+            self.notes.append(_made_again(damaged))
+            states = store.states(self.paths, keys)
+        facts = iter(parse_all(state.facts_json for state in states if state.status == "done"))
         suspects = set(store.abandoned())
         self.jobs: list[Job] = []
         self.results: dict[str, VideoResult] = {}
         for path, name, key, state in zip(self.paths, self.names, keys, states, strict=True):
-            if state.status == "done" and state.outputs.keys() >= set(files.names(name)):
-                self.results[path] = video_result(path, name, key, state.facts, "skipped")
+            known = next(facts) if state.status == "done" else None
+            if known and state.outputs.keys() >= set(files.names(name)):
+                self.results[path] = video_result(path, name, key, known, "skipped")
             elif state.status in ("failed", "quarantined") and not retry_failed:
                 reason = f"{state.reason} (an earlier run; --retry-failed tries again)"
                 self.results[path] = VideoResult(
@@ -215,6 +220,21 @@ class Plan:
                 )
             else:
                 self.jobs.append(Job(path, name, key, last=path_text(path) in suspects))
+
+
+def _of_other_sizes(
+    store: Store, files: EmbeddingFiles, paths: Sequence[str], keys: Sequence[str | None], states: Sequence[State]
+) -> Iterator[Problem]:
+    """Files of videos that are done which have not the size with which they were written."""
+    features, outputs = Sizes(store.folder), files.sizes()
+    for path, key, state in zip(paths, keys, states, strict=True):
+        if state.status == "done":
+            file = state.feature_file
+            if reason := wrong_size(features[file.file], file.size):
+                yield Problem("features", key, None, file.file, reason)
+            for name, (size, _) in state.outputs.items():
+                if reason := wrong_size(outputs[name], size):
+                    yield Problem("output", key, path_text(path), name, reason)
 
 
 def _made_again(damaged: Sequence[Problem]) -> str:
@@ -235,19 +255,21 @@ def _check(keep: Sequence[str], save_format: str, shard: tuple[int, int] | None,
         raise UsageError(f"max_failures must be 0 or more, got {max_failures}")
 
 
-def _stem(path: str) -> str:
+def _stem(path: str, images: bool) -> str:
+    """Of a file's name; a folder of images has no suffix."""
     if is_url(path):
         return os.path.splitext(file_name(path))[0] or "video"
-    name = os.path.basename(os.path.abspath(path))
-    return name if os.path.isdir(path) else os.path.splitext(name)[0]
+    if images and os.path.isdir(path):
+        return os.path.basename(os.path.abspath(path))
+    return os.path.splitext(os.path.basename(path))[0]
 
 
 def _result(plan: Plan, run: Run, found: Inputs, folder: Path, settings: dict[str, Any]) -> EmbedResult:
     videos = [result for path in plan.paths if (result := plan.results.get(path) or run.results.get(path))]
-    failed = [video for video in videos if video.status in ("failed", "quarantined")]
+    failed = [video for video in videos if video["status"] in ("failed", "quarantined")]
     failed += [VideoResult(video_path=path_id(m.path), status="failed", reason=m.reason) for m in found.missing]
-    good = [video for video in videos if video.status in ("done", "skipped")]
-    counts = Counter(video.status for video in good)
+    good = [video for video in videos if video["status"] in ("done", "skipped")]
+    counts = Counter(video["status"] for video in good)
     if run.stop.is_set():
         status = "interrupted"
     elif run.stopped:
@@ -255,14 +277,14 @@ def _result(plan: Plan, run: Run, found: Inputs, folder: Path, settings: dict[st
     elif not good:
         status = "nothing"
     else:
-        status = "partial" if failed or any(video.lost_frames for video in good) else "complete"
+        status = "partial" if failed or any(video["lost_frames"] for video in good) else "complete"
     notes = run.store.notes + plan.notes
     encoder = run.engine.encoder
     if encoder["random_weights"]:
         notes.append(f"{encoder['spec']}: random weights; the embeddings mean nothing")
     return EmbedResult(
         status=status, total_videos=len(plan.paths) + len(found.missing), processed=len(good), failed=len(failed),
-        results=[video.model_dump() for video in good], failed_videos=[video.model_dump() for video in failed],
+        results=good, failed_videos=failed, aliases=[alias._asdict() for alias in found.aliases],
         computed=counts["done"], skipped=counts["skipped"], frames=run.frames, output_dir=path_id(folder),
         settings=settings, encoder=encoder, engine=run.engine.describe(), notes=notes,
     )  # fmt: skip

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from vsim_fast.store import atomic_path, output_errors
+from vsim_fast.feature_store import Sizes
+from vsim_fast.store import PARTIAL, atomic_path
 
 SaveFormat = Literal["numpy", "json", "both"]
 SUFFIXES: dict[str, tuple[str, ...]] = {"numpy": (".npy",), "json": (".json",), "both": (".npy", ".json")}
@@ -28,6 +28,14 @@ class EmbeddingFiles:
     def names(self, name: str) -> list[str]:
         return [f"{name}_embedding{suffix}" for suffix in self.suffixes]
 
+    def sizes(self) -> dict[str, int | None]:
+        """Of all files in the folder, None of any other; what a killed run had not finished is removed."""
+        sizes = Sizes(self.folder)
+        sizes[""]  # lists the folder
+        for name in [name for name in sizes if PARTIAL in name]:
+            (self.folder / name).unlink(missing_ok=True)
+        return sizes
+
     def write(
         self, name: str, path: str, embedding: np.ndarray, facts: Mapping[str, Any]
     ) -> dict[str, tuple[int, str]]:
@@ -41,11 +49,6 @@ class EmbeddingFiles:
                 with atomic_path(target) as partial:
                     partial.write_bytes(data)
         return written
-
-    def sizes(self) -> dict[str, int]:
-        """Of every file in the folder."""
-        with output_errors(self.folder), os.scandir(self.folder) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file(follow_symlinks=False)}
 
 
 def write_consolidated(path: Path, rows: Iterable[tuple[str, str, np.ndarray, Mapping[str, Any]]]) -> None:

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Status = Literal["done", "skipped", "failed", "quarantined", "alias"]
+Status = Literal["done", "skipped", "failed", "quarantined"]
 
 
-class VideoResult(BaseModel):
-    """One video of the run."""
+class VideoResult(TypedDict, total=False):
+    """One video of the run, as in summary.json. A plain dict: there may be hundreds of thousands."""
 
     video_path: str
     status: Status
-    """done: computed now; skipped: done by an earlier run; alias: another name of a file of the run."""
-    name: str | None = None
+    """done: computed now; skipped: done by an earlier run; failed; quarantined: it ended two processes."""
+    name: str
     """NAME of its files."""
-    reason: str | None = None
-    key: str | None = None
-    frames: int | None = None
-    duration_seconds: float | None = None
-    decoder: str | None = None
-    lost_frames: int = 0
-    notes: list[str] = Field(default_factory=list)
+    key: str | None
+    reason: str
+    """Of one that failed."""
+    frames: int
+    duration_seconds: float
+    decoder: str
+    lost_frames: int
+    notes: list[str]
 
 
 class EmbedResult(BaseModel):
@@ -41,6 +42,8 @@ class EmbedResult(BaseModel):
     """`VideoResult` of each video that has its embedding."""
     failed_videos: list[dict[str, Any]]
     """`VideoResult` of each that has not."""
+    aliases: list[dict[str, str]] = Field(default_factory=list)
+    """Further names of files, as links are: path, same_as."""
     computed: int = 0
     skipped: int = 0
     frames: int = 0

@@ -291,8 +291,11 @@ def described(video: EncodedVideo) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def video_result(path: str, name: str, key: str | None, facts: dict[str, Any], status: str) -> VideoResult:
-    same = {key_: facts[key_] for key_ in ("frames", "duration_seconds", "decoder", "lost_frames", "notes")}
-    return VideoResult(video_path=path_id(path), status=status, name=name, key=key, **same)
+    return {
+        "video_path": path_id(path), "status": status, "name": name, "key": key, "frames": facts["frames"],
+        "duration_seconds": facts["duration_seconds"], "decoder": facts["decoder"],
+        "lost_frames": facts["lost_frames"], "notes": facts["notes"],
+    }  # fmt: skip
 
 
 def _reason(error: VsimError) -> str:

@@ -13,9 +13,21 @@ from __future__ import annotations
 
 from vsim_fast.feature_store.files import DamagedFeatures, FeatureFile, file_digest, write_features
 from vsim_fast.feature_store.keys import Stamp, content_key, path_text, settings_hash, stamp
-from vsim_fast.feature_store.store import Done, Failed, Problem, State, Store, StoredVideo
+from vsim_fast.feature_store.store import (
+    Done,
+    Failed,
+    Problem,
+    Sizes,
+    State,
+    Store,
+    StoredVideo,
+    collection_paused,
+    parse_all,
+    wrong_size,
+)
 
 __all__ = [
-    "DamagedFeatures", "Done", "Failed", "FeatureFile", "Problem", "Stamp", "State", "Store", "StoredVideo",
-    "content_key", "file_digest", "path_text", "settings_hash", "stamp", "write_features",
+    "DamagedFeatures", "Done", "Failed", "FeatureFile", "Problem", "Sizes", "Stamp", "State", "Store", "StoredVideo",
+    "collection_paused", "content_key", "file_digest", "parse_all", "path_text", "settings_hash", "stamp",
+    "write_features", "wrong_size",
 ]  # fmt: skip

@@ -609,7 +609,7 @@ class Store:
 
     def states(self, paths: Sequence[str | Path], keys: Sequence[str | None]) -> list[State]:
         """What is known of files and their contents; a failure without a key is the path's."""
-        with _collection_paused():
+        with collection_paused():
             return self._states(paths, keys)
 
     def _states(self, paths: Sequence[str | Path], keys: Sequence[str | None]) -> list[State]:
@@ -619,7 +619,7 @@ class Store:
         contents = {row[0]: row for row in self._ledger.read(query, (named,))}
         query = "select path, key, outputs from paths where path in (select value from json_each(?))"
         rows = [row for row in self._ledger.read(query, (json.dumps(texts),)) if row[2]]
-        made = _parsed(row[2] for row in rows)
+        made = parse_all(row[2] for row in rows)
         outputs = {
             (path, key): {name: (size, digest) for name, (size, digest) in each.items()}
             for (path, key, _), each in zip(rows, made, strict=True)
@@ -644,7 +644,7 @@ class Store:
 
     def videos(self) -> list[StoredVideo]:
         """Contents that are done and that some path has, in the order in which they were done first."""
-        with _collection_paused(), self._ledger.snapshot():
+        with collection_paused(), self._ledger.snapshot():
             return list(self._videos())
 
     def _videos(self) -> Iterator[StoredVideo]:
@@ -652,7 +652,7 @@ class Store:
         paths = defaultdict(list)
         for key, path, name in self._ledger.read("select key, path, name from paths order by path"):
             paths[key].append((path, name))
-        for (key, _), facts in zip(contents, _parsed(row[1] for row in contents), strict=True):
+        for (key, _), facts in zip(contents, parse_all(row[1] for row in contents), strict=True):
             names = tuple(name for _, name in paths[key] if name)
             yield StoredVideo(key, tuple(path for path, _ in paths[key]), names or (key,), facts)
 
@@ -759,9 +759,9 @@ class Store:
             content: read every byte; False compares sizes alone, fit for the start of each run.
         """
         rows = self._ledger.read("select key, file, size, digest from contents order by id")
-        sizes = _Sizes(self.folder)
+        sizes = Sizes(self.folder)
         for key, file, size, digest in rows:
-            reason = _wrong_size(sizes[file], size)
+            reason = wrong_size(sizes[file], size)
             if content and reason is None:
                 try:
                     reader = FeatureReader(self.folder / file)
@@ -773,11 +773,11 @@ class Store:
                 yield Problem("features", key, None, file, reason)
         if root is None:
             return
-        sizes = _Sizes(Path(root))
+        sizes = Sizes(Path(root))
         rows = self._ledger.read("select path, key, outputs from paths where outputs is not null order by path")
-        for (path, key, _), outputs in zip(rows, _parsed(row[2] for row in rows), strict=True):
+        for (path, key, _), outputs in zip(rows, parse_all(row[2] for row in rows), strict=True):
             for name, (size, digest) in outputs.items():
-                reason = _wrong_size(sizes[name], size)
+                reason = wrong_size(sizes[name], size)
                 if content and reason is None:
                     try:
                         reason = None if file_digest(Path(root) / name)[1] == digest else "the checksum does not fit"
@@ -798,7 +798,7 @@ class Store:
 
 
 @contextmanager
-def _collection_paused() -> Iterator[None]:
+def collection_paused() -> Iterator[None]:
     """While many objects are made that all stay, looking for garbage among them takes as long as making them."""
     enabled = gc.isenabled()
     gc.disable()
@@ -809,7 +809,7 @@ def _collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-class _Sizes(dict[str, int | None]):
+class Sizes(dict[str, int | None]):
     """Sizes of files below a folder by relative names, of a folder its files' sum; each folder is listed once."""
 
     def __init__(self, root: Path):
@@ -828,13 +828,13 @@ class _Sizes(dict[str, int | None]):
         return self.setdefault(name, None)
 
 
-def _wrong_size(found: int | None, size: int) -> str | None:
+def wrong_size(found: int | None, size: int) -> str | None:
     if found is None:
         return "missing"
     return None if found == size else f"{found:,} bytes, {size:,} were written"
 
 
-def _parsed(texts: Iterable[str]) -> list[Any]:
+def parse_all(texts: Iterable[str]) -> list[Any]:
     """Each as JSON; 100,000 in one go take a third of the time."""
     return json.loads(f"[{','.join(texts)}]")
 
