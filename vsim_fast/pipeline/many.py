@@ -70,6 +70,7 @@ def stream_videos(
         EncoderError in a Failed: features were NaN or infinite.
     """
     timings = timings or Timings()
+    require_timeout(timeout)
     if isolate is None:
         isolate = not _stays_on_gpu(encoder, decoder)
     workers = worker_count(encoder, decoder, workers)
@@ -93,6 +94,12 @@ def worker_count(encoder: Encoder, decoder: str, workers: int | None = None) -> 
     if workers < 1:
         raise UsageError(f"workers must be 1 or more, got {workers}")
     return workers
+
+
+def require_timeout(seconds: float) -> None:
+    """Raises: UsageError."""
+    if not seconds > 0:
+        raise UsageError(f"timeout must be more than 0 seconds, got {seconds}")
 
 
 def _stays_on_gpu(encoder: Encoder, decoder: str) -> bool:
