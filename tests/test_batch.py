@@ -20,10 +20,12 @@ from copy_clips import scene, write
 from vsim_fast import batch
 from vsim_fast.batch import embed
 from vsim_fast.batch.inspection import batch_status, verify
+from vsim_fast.batch.run import Run
 from vsim_fast.errors import OutputError, UsageError
 from vsim_fast.feature_store import Store
 from vsim_fast.pipeline import sources
 from vsim_fast.pipeline.reading import Opened
+from vsim_fast.store import PARTIAL
 
 QUICK = dict(encoder="builtin", image_size=56, fps=4.0, device="cpu", precision="float32", isolate=False)
 
@@ -272,6 +274,57 @@ def test_any_file_cut_off_is_found_and_made_again(clips, whole, tmp_path):
         assert {path: path.stat().st_mtime_ns for path in others} == others, victim
 
 
+def test_summary_and_consolidated_are_of_this_run_and_whole(clips, tmp_path):
+    def told():
+        summary = json.loads((tmp_path / batch.SUMMARY).read_text())
+        everything = json.loads((tmp_path / batch.CONSOLIDATED).read_text())
+        return {video["name"] for video in summary["results"]}, everything.keys()
+
+    first, second = [clips / "clip0.mp4", clips / "clip1.mp4"], [clips / "clip2.mp4"]
+    for paths in (first, second, first):  # nothing is computed the third time
+        embed(paths, output_dir=tmp_path, **QUICK)
+        names = {path.stem for path in paths}
+        assert told() == (names, names)
+    for name in (batch.SUMMARY, batch.CONSOLIDATED):
+        os.truncate(tmp_path / name, 20)
+    assert embed(first, output_dir=tmp_path, **QUICK).computed == 0
+    assert told() == ({"clip0", "clip1"}, {"clip0", "clip1"})
+
+
+def test_other_commands_write_into_the_same_folder(clips, tmp_path):
+    (tmp_path / f"{PARTIAL}1234").mkdir()
+    shutil.copy(clips / "clip0.mp4", tmp_path)
+    assert embed([tmp_path], output_dir=tmp_path, **QUICK).status == "complete"
+    assert (tmp_path / f"{PARTIAL}1234").is_dir()
+
+
+def test_a_file_that_is_replaced_before_it_is_read_has_the_features_of_neither(clips, tmp_path, monkeypatch):
+    video, out, begin = tmp_path / "video.mp4", tmp_path / "out", Run._begin
+    shutil.copy(clips / "clip0.mp4", video)
+
+    def replaced(self, job):
+        shutil.copy(clips / "clip2.mp4", video)
+        begin(self, job)
+
+    monkeypatch.setattr(Run, "_begin", replaced)
+    (failed,) = embed([video], output_dir=out, **QUICK).failed_videos
+    assert failed["reason"].startswith("it changed before it was read")
+    with Store(out / "store") as store:
+        assert not len(store)
+    monkeypatch.setattr(Run, "_begin", begin)
+    assert embed([video], output_dir=out, **QUICK).status == "complete"
+
+
+def test_a_url_whose_features_are_lost_is_fetched_again(clips, tmp_path):
+    system = pytest.importorskip("fsspec").filesystem("memory")
+    system.pipe_file("/batch/clip.mp4", (clips / "clip0.mp4").read_bytes())
+    for _ in range(2):
+        result = embed(["memory://batch/clip.mp4"], output_dir=tmp_path, **QUICK)
+        assert (result.status, result.computed) == ("complete", 1)
+        shutil.rmtree(tmp_path / "store" / "features")
+    system.rm("/batch", recursive=True)
+
+
 def test_verify_finds_changed_bytes_and_the_next_run_mends_them(clips, whole, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(whole, out)
@@ -303,7 +356,8 @@ def test_killed_at_any_moment_the_next_run_completes_it(clips, whole, tmp_path):
         if (out / "store" / "ledger.sqlite").exists():
             for name in done:
                 assert (out / name).stat().st_mtime_ns == done[name], f"{name} was written again"
-            names = (f"{video.name}_embedding.npy" for video in Store(out / "store").videos())
+            with Store(out / "store") as store:
+                names = [f"{video.name}_embedding.npy" for video in store.videos()]
             done = {name: (out / name).stat().st_mtime_ns for name in names if (out / name).exists()}
     assert embed([clips], **options).status == "complete"
     assert_same(out, whole)

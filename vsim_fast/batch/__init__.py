@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -120,7 +122,8 @@ def embed(
     require_timeout(timeout)
     folder = Path(output_dir)
     with timings.stage("find"), collection_paused():
-        found = find_videos(paths, include=include, exclude=exclude, skip_folders=[folder], images=images)
+        skipped = [folder / STORE, folder / CACHE] if _is_among(folder, paths) else [folder]
+        found = find_videos(paths, include=include, exclude=exclude, skip_folders=skipped, images=images)
     config = EngineConfig(
         encoder, precision, image_size, offline, Sampling(fps=float(fps), max_frames=max_frames),
         tuple(sorted(set(keep))), decoder, workers, timeout, isolate,
@@ -150,13 +153,18 @@ def embed(
                 consolidated = len(plan.paths) <= CONSOLIDATE_UP_TO
                 if not consolidated:
                     result.notes.append(f"{CONSOLIDATED} is left out for more than {CONSOLIDATE_UP_TO:,} videos")
-            if consolidated and (changed or not _unchanged(store, folder / CONSOLIDATED)):
+            if consolidated:
                 good = {video["video_path"]: video["key"] for video in result.results}
                 keys = [good.get(path_id(path)) for path in plan.paths]
-                _consolidate(store, plan, keys, folder / CONSOLIDATED)
+                with _rewritten(store, folder / CONSOLIDATED, [plan.names, keys], changed) as path:
+                    if path:
+                        _consolidate(store, plan, keys, path)
             result.timings = timings.summary(started)
-            if summary and (changed or result.failed or not (folder / SUMMARY).exists()):
-                write_json(folder / SUMMARY, result.model_dump())
+            if summary:
+                videos = [[video["video_path"] for video in part] for part in (result.results, result.failed_videos)]
+                with _rewritten(store, folder / SUMMARY, [result.status, *videos], changed) as path:
+                    if path:
+                        write_json(path, result.model_dump())
             store.set_meta("last_run", _last_run(result))
         if cache_dir is None:
             shutil.rmtree(folder / CACHE, ignore_errors=True)
@@ -256,6 +264,11 @@ def _check(keep: Sequence[str], save_format: str, shard: tuple[int, int] | None,
         raise UsageError(f"max_failures must be 0 or more, got {max_failures}")
 
 
+def _is_among(folder: Path, paths: Sequence[str | Path]) -> bool:
+    """Whether videos are looked for in the output folder itself."""
+    return os.path.realpath(folder) in {os.path.realpath(path) for path in paths if not is_url(path)}
+
+
 def _stem(path: str, images: bool) -> str:
     """Of a file's name; a folder of images has no suffix."""
     if is_url(path):
@@ -291,12 +304,17 @@ def _result(plan: Plan, run: Run, found: Inputs, folder: Path, settings: dict[st
     )  # fmt: skip
 
 
-def _unchanged(store: Store, path: Path) -> bool:
-    """Whether the consolidated file is the one that was written last."""
+@contextmanager
+def _rewritten(store: Store, path: Path, told: Any, changed: bool) -> Iterator[Path | None]:
+    """Where to write a file again; None where it is whole and tells the same already."""
+    digest = hashlib.blake2b(json.dumps(told).encode(), digest_size=16).hexdigest()
     try:
-        return store.meta("consolidated") == path.stat().st_size
+        same = not changed and store.meta(path.name) == [path.stat().st_size, digest]
     except OSError:
-        return False
+        same = False
+    yield None if same else path
+    if not same:
+        store.set_meta(path.name, [path.stat().st_size, digest])
 
 
 def _consolidate(store: Store, plan: Plan, keys: Sequence[str | None], path: Path) -> None:
@@ -309,7 +327,6 @@ def _consolidate(store: Store, plan: Plan, keys: Sequence[str | None], path: Pat
                 yield name, path_id(video), embeddings[n], videos[n].facts
 
     write_consolidated(path, rows())
-    store.set_meta("consolidated", path.stat().st_size)
 
 
 def _last_run(result: EmbedResult) -> dict[str, Any]:

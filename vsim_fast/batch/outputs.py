@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vsim_fast.feature_store import Sizes
-from vsim_fast.store import PARTIAL, atomic_path
+from vsim_fast.store import PARTIAL, atomic_path, output_errors
 
 SaveFormat = Literal["numpy", "json", "both"]
 SUFFIXES: dict[str, tuple[str, ...]] = {"numpy": (".npy",), "json": (".json",), "both": (".npy", ".json")}
@@ -31,9 +32,10 @@ class EmbeddingFiles:
     def sizes(self) -> dict[str, int | None]:
         """Of all files in the folder, None of any other; what a killed run had not finished is removed."""
         sizes = Sizes(self.folder)
-        sizes[""]  # lists the folder
-        for name in [name for name in sizes if PARTIAL in name]:
-            (self.folder / name).unlink(missing_ok=True)
+        with output_errors(self.folder):
+            for entry in list(os.scandir(self.folder)):  # folders are of other commands, which look after them
+                if entry.name.startswith(".") and PARTIAL in entry.name and entry.is_file(follow_symlinks=False):
+                    os.unlink(entry.path)
         return sizes
 
     def write(

@@ -23,6 +23,7 @@ from vsim_fast.feature_store import DamagedFeatures, Done, Failed, Stamp, State,
 from vsim_fast.inputs import path_id
 from vsim_fast.pipeline import EncodedVideo, Timings
 from vsim_fast.pipeline.reading import Task
+from vsim_fast.remote import is_url
 
 FATAL_STRIKES = 2
 """A file that ended so many workers is left alone."""
@@ -132,7 +133,11 @@ class Run:
     def _withdraw(self) -> None:
         """Begin nothing more."""
         for task in self.tasks.clear():
-            self.store.end([self._given.pop(task.number).path])
+            job = self._given.pop(task.number)
+            self.store.end([job.path])
+            job.held.close()
+        for job in (*self._known, *self._again):
+            job.held.close()
         for waiting in (self._unknown, self._known, self._again, self._keying):
             waiting.clear()
 
@@ -155,7 +160,9 @@ class Run:
 
     def _give(self) -> None:
         """Tasks to the engine, as many as it likes to have."""
-        while self._known and len(self._given) < self.engine.lookahead:
+        while self._known and len(self._given) < self.engine.lookahead and not self.stopped:
+            self._record()
+            self._show()
             job = self._known.popleft()
             if (first := self._active.get(job.key)) is not None and first is not job:
                 if first.writing:
@@ -164,7 +171,13 @@ class Run:
                 first.followers.append(job)
                 continue
             self._active[job.key] = job
-            if not self._is_stored(job):
+            if self._is_stored(job):
+                continue
+            if is_url(job.path) and job.file is None:  # its content is known of an earlier run, and must be fetched
+                del self._active[job.key]
+                job.key = None
+                self._unknown.append(job)
+            else:
                 self._begin(job)
         if self._again and not (self._unknown or self._keying or self._known or self._given):
             self._begin(self._again.popleft())  # alone: whatever happens now is its doing
@@ -203,7 +216,9 @@ class Run:
         if job is None:
             return  # handed out twice
         self.store.end([job.path])
-        if video.error is None:
+        if video.error is None and not self._is_still(job):
+            self._fail(job, ChangedVideo(job.path, "it changed before it was read; run again once it is complete"))
+        elif video.error is None:
             facts, tensors = described(video)
             self.frames += facts["frames"]
             self._write(Write(job, facts, video.embedding.numpy(), tensors, None))
@@ -215,6 +230,10 @@ class Run:
                 self._fail(job, video.error, status="quarantined")
         else:
             self._fail(job, video.error)
+
+    def _is_still(self, job: Job) -> bool:
+        """Whether what was read is what the key was made of: between the two any time may have passed."""
+        return is_url(job.path) or self.store.known_keys([job.path]) == [job.key]
 
     def _write(self, write: Write) -> None:
         write.job.writing = True
