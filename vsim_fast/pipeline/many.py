@@ -236,7 +236,12 @@ def encode_videos(
     server = None
     if isinstance(encoder, str):
         server = early_server(device, decoder, isolate)
-        encoder = load_encoder(encoder, device=device, precision=precision)
+        try:
+            encoder = load_encoder(encoder, device=device, precision=precision)
+        except BaseException:
+            if server is not None:
+                server.close()
+            raise
     names: dict[int, str] = {}
 
     def tasks() -> Iterator[Task]:
