@@ -206,6 +206,7 @@ def test_a_second_run_at_once_is_refused(clips, whole):
         (dict(shard=(0, 2)), r"shard must be \(i, n\) with 1 <= i <= n, got \(0, 2\)"),
         (dict(max_failures=-1), "max_failures must be 0 or more, got -1"),
         (dict(workers=0), "workers must be 1 or more, got 0"),
+        (dict(timeout=float("nan")), "timeout must be more than 0 seconds, got nan"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -15,8 +17,8 @@ from copy_clips import scene, write
 from vsim_fast.encode import load_encoder
 from vsim_fast.encode.base import Tokens
 from vsim_fast.errors import ChangedVideo, DoesNotFit, EncoderError, OpenError, UsageError, WorkerDied
-from vsim_fast.pipeline import encode_video, encode_videos, sources
-from vsim_fast.pipeline.decode_worker import Worker
+from vsim_fast.pipeline import encode_video, encode_videos, fork_server, sources
+from vsim_fast.pipeline.decode_worker import Waiting, Worker
 from vsim_fast.pipeline.frames import InputFormat
 from vsim_fast.pipeline.reading import Failed, Opened, ReadOptions, Task, read_video
 from vsim_fast.video import Sampling, open_video
@@ -135,6 +137,42 @@ def test_a_hanging_process_is_ended(clips, encoder, monkeypatch):
     died = found.pop(clips[5])
     assert died.worker_died and "no progress for 1 s while it was read" in str(died.error)
     assert len(found) == 5 and not any(video.error for video in found.values())
+
+
+def test_who_waits_for_memory_does_not_hang():
+    """Whatever else it says, until something comes back that it has not seen yet."""
+    ours, theirs = multiprocessing.Pipe()
+    source, worker = object.__new__(sources.DecodeProcesses), fork_server.Worker(0, ours, torch.empty(0))
+    for message, waits in ((Waiting(0), True), ("alive", True), (None, False), (Waiting(0), False), (Waiting(1), True)):
+        if message is None:
+            worker.give_back()
+        else:
+            source._take_in(worker, message)
+        assert worker.waiting == waits
+    theirs.close()
+    ours.close()
+
+
+def test_silence_while_this_process_was_stopped_means_nothing(monkeypatch):
+    ours, theirs = multiprocessing.Pipe()
+    source, worker, ended = object.__new__(sources.DecodeProcesses), fork_server.Worker(7, ours, torch.empty(0)), []
+    monkeypatch.setattr(os, "kill", lambda pid, _: ended.append(pid))
+    worker.tasks.append(Task(0, "clip", "clip"))
+    source.workers, source._timeout = [worker], 9.0
+    for looked, expected in ((10, []), (0, []), (1, [7])):
+        if looked:
+            worker._last -= 10
+        source._looked = time.monotonic() - looked
+        source._watch()
+        assert ended == expected
+    theirs.close()
+    ours.close()
+
+
+def test_modules_of_the_working_directory_are_not_imported(clips, encoder, tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    assert run(clips[:1], encoder, workers=1, keep=())[clips[0]].error is None
 
 
 def test_a_hanging_thread_is_left_behind(clips, encoder, monkeypatch):

@@ -32,7 +32,7 @@ from vsim_fast.errors import UsageError
 from vsim_fast.feature_store import Problem, Sizes, State, Store, collection_paused, parse_all, path_text, wrong_size
 from vsim_fast.inputs import Inputs, find_videos, path_id
 from vsim_fast.pipeline import Timings
-from vsim_fast.pipeline.many import KEPT, TIMEOUT_SECONDS
+from vsim_fast.pipeline.many import KEPT, TIMEOUT_SECONDS, require_timeout
 from vsim_fast.remote import file_name, is_url
 from vsim_fast.store import output_errors
 from vsim_fast.video import Sampling
@@ -117,6 +117,7 @@ def embed(
     started = time.perf_counter() if started is None else started
     timings = timings or Timings()
     _check(keep, save_format, shard, max_failures)
+    require_timeout(timeout)
     folder = Path(output_dir)
     with timings.stage("find"), collection_paused():
         found = find_videos(paths, include=include, exclude=exclude, skip_folders=[folder], images=images)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from vsim_fast.pipeline.reading import Task
@@ -52,9 +52,10 @@ class TaskQueue:
     def clear(self) -> list[Task]:
         """Take back what nobody has taken."""
         tasks = []
-        while not self._queue.empty():
-            if (task := self._queue.get()) is not None:
-                tasks.append(task)
+        with suppress(queue.Empty):
+            while True:  # not until it is empty: another thread may take the last one first
+                if (task := self._queue.get_nowait()) is not None:
+                    tasks.append(task)
         if self._closed.is_set():
             self._queue.put(None)
         return tasks

@@ -65,6 +65,13 @@ class Sent(NamedTuple):
     featureless: Any
 
 
+class Waiting(NamedTuple):
+    """The ring is full."""
+
+    given_back: int
+    """Blocks that had come back by then."""
+
+
 class Worker:
     """The child's side: reads the videos it is told to, and waits for memory to be given back."""
 
@@ -72,6 +79,7 @@ class Worker:
         self.connection, self.pixels, self.options = connection, pixels, options
         self.tasks: deque[Task] = deque()
         self.lent: deque[tuple[int, int]] = deque()  # start and end of each block the user has not given back
+        self.given_back = 0
         self.sending = threading.Lock()
         self.report: Any = None
 
@@ -97,10 +105,9 @@ class Worker:
 
     def _place(self, count: int) -> int:
         """Start of `count` frames of the ring that nobody uses, taken."""
-        if (start := self._free(count)) is None:
-            self._send("waiting")
-            while (start := self._free(count)) is None:
-                self._receive()
+        while (start := self._free(count)) is None:
+            self._send(Waiting(self.given_back))
+            self._receive()
         self.lent.append((start, start + count))
         return start
 
@@ -118,6 +125,7 @@ class Worker:
         message = self.connection.recv()  # EOFError: the user is gone
         if message is None:
             self.lent.popleft()
+            self.given_back += 1
         else:
             self.tasks.append(message)
 

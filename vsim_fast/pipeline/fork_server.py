@@ -30,12 +30,13 @@ START = (
 def start_python(module: str, **environment: str) -> tuple[subprocess.Popen, Connection]:
     """A Python process that calls `module.main()`, and the connection to it, whose descriptor it finds in sys.argv[1].
 
-    The importing program is not imported there, and what libraries print does not reach this process's output.
+    The importing program is not imported there, nor anything from the working directory (-P), and what libraries print
+    does not reach this process's output.
     """
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-c", START, str(theirs.fileno()), json.dumps(sys.path), module],
+            [sys.executable, "-P", "-c", START, str(theirs.fileno()), json.dumps(sys.path), module],
             pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             env=os.environ | environment,
         )  # fmt: skip
@@ -49,12 +50,20 @@ class Worker:
         self.pid, self.connection, self.pixels = pid, connection, pixels
         self.tasks: deque[Task] = deque()
         """What it was given and has not finished; the first is being read."""
-        self.waiting = self.hung = False
+        self.hung = False
+        self.waits_after: int | None = None
+        """How many blocks had come back when it said that it lacks memory; None once it went on."""
+        self._given_back = 0
         self._sending = threading.Lock()
         self.heard()
 
     def heard(self) -> None:
         self._last = time.monotonic()
+
+    @property
+    def waiting(self) -> bool:
+        """It lacks memory, and nothing has come back since it said so."""
+        return self.waits_after == self._given_back
 
     @property
     def silent_seconds(self) -> float:
@@ -68,7 +77,7 @@ class Worker:
 
     def give_back(self) -> None:
         """The oldest block it lent; any thread."""
-        self.waiting = False
+        self._given_back += 1
         self.heard()
         self._send(None)
 

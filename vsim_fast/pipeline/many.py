@@ -73,6 +73,7 @@ def stream_videos(
         EncoderError in a Failed: features were NaN or infinite.
     """
     timings = timings or Timings()
+    require_timeout(timeout)
     if isolate is None:
         isolate = not _stays_on_gpu(encoder, decoder)
     workers = worker_count(encoder, decoder, workers)
@@ -106,6 +107,12 @@ def early_server(device: str, decoder: str, isolate: bool | None) -> ForkServer 
     """The fork server that videos on `device` will need; None if threads decode them, or that is not known yet."""
     known = device == "cpu" or decoder == "pyav" or not torch.cuda.is_available()
     return ForkServer() if isolate or (isolate is None and known) else None
+
+
+def require_timeout(seconds: float) -> None:
+    """Raises: UsageError."""
+    if not seconds > 0:
+        raise UsageError(f"timeout must be more than 0 seconds, got {seconds}")
 
 
 def _stays_on_gpu(encoder: Encoder, decoder: str) -> bool:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 
 from vsim_fast.errors import WorkerDied
-from vsim_fast.pipeline.decode_worker import Ring, Sent
+from vsim_fast.pipeline.decode_worker import Ring, Sent, Waiting
 from vsim_fast.pipeline.fork_server import ForkServer, Worker
 from vsim_fast.pipeline.frames import Block
 from vsim_fast.pipeline.reading import Event, Failed, Finished, ReadOptions, Task, read_video
@@ -30,6 +30,8 @@ RING_BYTES = 256 << 20
 QUEUED_TASKS = 2
 """Videos a decode process knows of: the one it reads and the next."""
 WATCH_SECONDS = 0.5
+STOPPED_SECONDS = 10 * WATCH_SECONDS
+"""Who did not look for so long was stopped (Ctrl-Z), and those it looks after, too: their silence means nothing."""
 DRAWING_SECONDS = 0.5
 LONG_IDLE_SECONDS = 0.1
 _END = object()
@@ -74,6 +76,7 @@ class DecodeProcesses:
         form = replace(options.form, device=torch.device("cpu"))
         self._config = pickle.dumps((self._ring, replace(options, block_frames=block, form=form)))
         self._timeout, self._closing, self._fed = timeout, threading.Event(), False
+        self._looked = time.monotonic()
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._ready: deque[Task] = deque()
         self._room = threading.Semaphore(workers * QUEUED_TASKS)
@@ -162,19 +165,28 @@ class DecodeProcesses:
 
     def _take_in(self, worker: Worker, message: Any) -> None:
         worker.heard()
-        worker.waiting = message == "waiting"
+        if isinstance(message, Waiting):
+            worker.waits_after = message.given_back
+            return
+        if isinstance(message, str):  # it goes on decoding, or waits still
+            return
+        worker.waits_after = None
         if isinstance(message, Sent):
             pixels = worker.pixels[message.start : message.start + len(message.index)]
             arrays = (torch.from_numpy(x) for x in (message.pts_seconds, message.index, message.featureless))
             path = worker.tasks[0].path
             self._events.put(Block(message.video, path, pixels, *arrays, on_release=worker.give_back))
-        elif not isinstance(message, str):
-            if isinstance(message, (Finished, Failed)):
-                worker.tasks.popleft()
-            self._events.put(message)
+            return
+        if isinstance(message, (Finished, Failed)):
+            worker.tasks.popleft()
+        self._events.put(message)
 
     def _watch(self) -> None:
+        now = time.monotonic()
+        stopped, self._looked = now - self._looked > STOPPED_SECONDS, now
         for worker in self.workers:
+            if stopped:
+                worker.heard()
             if worker.tasks and not worker.waiting and worker.silent_seconds > self._timeout:
                 worker.hung = True
                 with suppress(ProcessLookupError):
