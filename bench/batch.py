@@ -31,6 +31,7 @@ from vsim_fast.batch.inspection import batch_status
 from vsim_fast.feature_store import Done, Store, stamp
 from vsim_fast.inputs import find_videos
 from vsim_fast.pipeline import Timings, encode_videos
+from vsim_fast.pipeline.encoding import encode_blocks
 from vsim_fast.pipeline.frames import Block, InputFormat
 from vsim_fast.pipeline.many import BLOCK_FRAMES, worker_count
 from vsim_fast.pipeline.reading import ReadOptions, Task
@@ -147,12 +148,20 @@ def _decode_alone(paths: list[str], encoder, sampling: Sampling) -> tuple[int, f
 
 
 def _encode_alone(frames: int, encoder) -> float:
-    pixels = torch.randn(encoder.batch_size, 3, *encoder.preprocess.size).to(encoder.device, encoder.dtype)
-    encoder.forward_in_batches(pixels)
-    done, start = 0, time.perf_counter()
-    while done < frames:
-        encoder.forward_in_batches(pixels[: min(len(pixels), frames - done)])
-        done += len(pixels)
+    """As the pipeline encodes, with pixels at hand."""
+    pixels = torch.randn(BLOCK_FRAMES, 3, *encoder.preprocess.size).to(encoder.device, encoder.dtype)
+    rows = torch.arange(BLOCK_FRAMES)
+
+    def blocks(count: int) -> Iterator[Block]:
+        for start in range(0, count, BLOCK_FRAMES):
+            part = rows[: count - start]
+            yield Block(0, "", pixels[: len(part)], part.double(), part, part < 0)
+
+    for _ in encode_blocks(blocks(4 * encoder.batch_size), encoder, Timings(), pack=True):
+        pass
+    start = time.perf_counter()
+    for _ in encode_blocks(blocks(frames), encoder, Timings(), pack=True):
+        pass
     if encoder.device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start

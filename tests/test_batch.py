@@ -404,3 +404,10 @@ def test_processes_per_device_make_the_same_files(clips, whole, tmp_path):
     result = embed([clips], output_dir=tmp_path, **{**QUICK, "device": "cpu,cpu"})
     assert result.status == "complete" and result.engine["devices"] == ["cpu", "cpu"]
     assert_same(tmp_path, whole)
+
+
+@pytest.mark.needs_cuda
+def test_a_process_on_the_gpu_makes_the_files(clips, tmp_path):
+    result = embed([clips], output_dir=tmp_path, **{**QUICK, "device": "cuda"})
+    assert result.status == "complete" and result.engine["devices"] == ["cuda"]
+    assert len(list(tmp_path.glob("*_embedding.npy"))) == 8

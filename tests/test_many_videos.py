@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from compare import assert_matches_reference
 from copy_clips import scene, write
 
 from vsim_fast.encode import load_encoder
@@ -260,3 +261,16 @@ def test_places_in_the_ring_never_overlap():
                 worker.lent.popleft()
                 lent.pop(0)
             assert lent or worker._free(max(1, frames // 2)) is not None
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("decoder", ["pyav", pytest.param("nvdec", marks=pytest.mark.needs_nvdec)])
+def test_cuda_features_equal_the_cpu(clips, encoder, decoder):
+    there = load_encoder("builtin", device="cuda", precision="float32", image_size=112)
+    found = run(clips, there, decoder=decoder)
+    for path, video in found.items():
+        patches, _, _, times, _ = one_by_one(path, encoder)
+        assert video.error is None and video.report.backend == decoder and video.features.patches.is_cuda
+        assert torch.equal(video.features.pts_seconds, times)
+        cosines = torch.nn.functional.cosine_similarity(video.features.patches.cpu().double(), patches.double(), dim=-1)
+        assert_matches_reference(cosines, torch.ones_like(cosines), dtype=torch.float32, atol=2e-2)

@@ -37,8 +37,12 @@ class DecodeError(VsimError):
 
     def __init__(self, path: object, reason: str, *, pts_seconds: float | None = None):
         self.path, self.reason, self.pts_seconds = str(path), reason, pts_seconds
-        at = "" if pts_seconds is None else f" at {pts_seconds:.3f} s"
-        super().__init__(f"{self.path}: {reason}{at}")
+        super().__init__(f"{self.path}: {self.told}")
+
+    @property
+    def told(self) -> str:
+        """The message without the file's name."""
+        return self.reason + ("" if self.pts_seconds is None else f" at {self.pts_seconds:.3f} s")
 
     def __reduce__(self) -> tuple[Any, ...]:  # worker processes send it
         return partial(type(self), pts_seconds=self.pts_seconds), (self.path, self.reason)

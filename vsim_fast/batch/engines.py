@@ -13,7 +13,7 @@ from vsim_fast.encode import load_encoder
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import UsageError
 from vsim_fast.pipeline import EncodedVideo, Timings
-from vsim_fast.pipeline.many import gather_videos, worker_count
+from vsim_fast.pipeline.many import early_server, gather_videos, worker_count
 from vsim_fast.pipeline.reading import Task
 from vsim_fast.video import Sampling
 
@@ -103,7 +103,12 @@ class LocalEngine:
 
     def __init__(self, config: EngineConfig, device: str, timings: Timings):
         self.config, self.timings = config, timings
-        self._model = config.load(device)
+        self._server = early_server(device, config.decoder, config.isolate)
+        try:
+            self._model = config.load(device)
+        except BaseException:
+            self.__exit__()
+            raise
         self.encoder = self._model.describe()
         self.decoders = worker_count(self._model, config.decoder, config.workers)
         self.lookahead = 4 * self.decoders
@@ -112,13 +117,14 @@ class LocalEngine:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        pass
+        if self._server is not None:
+            self._server.close()
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Result | None]:
         config = self.config
         return gather_videos(
             tasks, self._model, config.sampling, config.keep, decoder=config.decoder, workers=config.workers,
-            isolate=config.isolate, timeout=config.timeout, timings=self.timings,
+            isolate=config.isolate, timeout=config.timeout, server=self._server, timings=self.timings,
         )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:

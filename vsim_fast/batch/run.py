@@ -33,10 +33,6 @@ FORGETTABLE = (ChangedVideo, DoesNotFit)
 """Failures that say nothing of a file's content."""
 
 
-class Stop(threading.Event):
-    """Set it, and a run finishes what it has begun and begins nothing more."""
-
-
 class Run:
     """One run over jobs.
 
@@ -223,7 +219,7 @@ class Run:
             self.frames += facts["frames"]
             self._write(Write(job, facts, video.embedding.numpy(), tensors, None))
         elif video.worker_died:
-            strikes = self.store.add_strike(job.path, _reason(video.error))
+            strikes = self.store.add_strike(job.path, video.error.told)
             if strikes < FATAL_STRIKES:
                 self._again.append(job)
             else:
@@ -241,7 +237,7 @@ class Run:
             self.writer.put(write)
 
     def _fail(self, job: Job, error: VsimError, status: str = "failed") -> None:
-        reason = _reason(error)
+        reason = error.told if isinstance(error, DecodeError) else str(error)
         remembered = job.key is not None and not isinstance(error, FORGETTABLE)
         for each in (job, *job.followers):
             self._rows.append(Failed(each.key, each.path, status, reason, remembered))
@@ -315,10 +311,3 @@ def video_result(path: str, name: str, key: str | None, facts: dict[str, Any], s
         "duration_seconds": facts["duration_seconds"], "decoder": facts["decoder"],
         "lost_frames": facts["lost_frames"], "notes": facts["notes"],
     }  # fmt: skip
-
-
-def _reason(error: VsimError) -> str:
-    if not isinstance(error, DecodeError):
-        return str(error)
-    at = "" if error.pts_seconds is None else f" at {error.pts_seconds:.3f} s"
-    return error.reason + at

@@ -152,24 +152,20 @@ def read_all(reader: Reader, found: Inputs, retry_failed: bool, progress: Progre
             else:
                 waiting.setdefault(key, []).append(path)
         except DecodeError as error:
-            told(path, File(path=name, status="failed", reason=_reason(error), key=key))
+            told(path, File(path=name, status="failed", reason=error.told, key=key))
         except OSError as error:
             told(path, File(path=name, status="failed", reason=error.strerror or str(error), key=key))
     keys = {paths[0]: key for key, paths in waiting.items()}
     for first, outcome in reader.read_many(keys.items()):
         key = keys[first]
         if isinstance(outcome, DecodeError) and not isinstance(outcome, ChangedVideo):
-            reader.store.add_failure(key, reader.hash, _reason(outcome))
+            reader.store.add_failure(key, reader.hash, outcome.told)
         for path in waiting[key]:
             if isinstance(outcome, DecodeError):
-                told(path, File(path=path_id(path), status="failed", reason=_reason(outcome), key=key))
+                told(path, File(path=path_id(path), status="failed", reason=outcome.told, key=key))
             else:
                 told(path, _file(path, key, outcome, computed=path == first))
     return [files[path] for path in found.files]
-
-
-def _reason(error: DecodeError) -> str:
-    return error.reason + ("" if error.pts_seconds is None else f" at {error.pts_seconds:.3f} s")
 
 
 def _file(path: str, key: str, facts: Mapping[str, Any], *, computed: bool) -> File:

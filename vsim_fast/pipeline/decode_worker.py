@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 from collections import deque
+from contextlib import suppress
 from math import prod
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
@@ -88,6 +89,7 @@ class Worker:
             while not self.tasks:
                 self._receive()
             self._read(self.tasks.popleft())
+            return_memory()
 
     def _read(self, task: Task) -> None:
         for event in read_video(task, self.options):
@@ -181,6 +183,12 @@ def work(connection: Connection, pixels: Tensor, options: ReadOptions) -> None:
         os._exit(code)
 
 
+def return_memory() -> None:
+    """What freed frames leave behind in the allocator, to the system; glibc alone needs telling."""
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def die_with_parent() -> None:
     """End this process with its parent, even where that is killed; Linux only, elsewhere the next message fails."""
     if sys.platform == "linux":
@@ -190,5 +198,5 @@ def die_with_parent() -> None:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the user process, which ends its workers
     torch.set_num_threads(1)
-    with Connection(int(sys.argv[1])) as control:
-        serve(control)
+    serve(Connection(int(sys.argv[1])))
+    os._exit(0)  # taking libraries down takes a second

@@ -120,7 +120,7 @@ class ForkServer:
             return 0
 
     def close(self) -> None:
-        """Its workers end with it."""
+        """Its workers end with it; may be called again."""
         self._control.close()
         self._process.wait()
 

@@ -17,6 +17,7 @@ from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import EncoderError, UsageError, VsimError
 from vsim_fast.ops._threads import one_thread
 from vsim_fast.pipeline.encoding import encode_blocks
+from vsim_fast.pipeline.fork_server import ForkServer
 from vsim_fast.pipeline.frames import Block, EncodedFrames, InputFormat
 from vsim_fast.pipeline.reading import Failed, Finished, Opened, ReadOptions, Task
 from vsim_fast.pipeline.sources import DecodeProcesses, DecodeThreads, Source
@@ -54,6 +55,7 @@ def stream_videos(
     timeout: float = TIMEOUT_SECONDS,
     max_frames: int | None = None,
     image_fps: float | None = None,
+    server: ForkServer | None = None,
     timings: Timings | None = None,
 ) -> Iterator[Opened | Frames | Finished | Failed | None]:
     """What comes of videos, as it comes; those of different videos mix.
@@ -65,6 +67,7 @@ def stream_videos(
             frames do not stay on the GPU.
         timeout: seconds without progress after which a process is ended, or a thread left behind.
         max_frames: videos of which more frames would be taken fail.
+        server: of decode processes, started before the encoder was loaded, so that it is ready by now; ended here.
     Yields:
         For each task Opened, Frames, ..., Finished, or Failed after any of these; None where nothing comes.
         EncoderError in a Failed: features were NaN or infinite.
@@ -79,8 +82,12 @@ def stream_videos(
         block_frames=min(encoder.batch_size, BLOCK_FRAMES), threads=max(1, usable_cores() // workers),
         max_frames=max_frames, image_fps=image_fps,
     )  # fmt: skip
-    kind = DecodeProcesses if isolate else DecodeThreads
-    source: Source = kind(tasks, options, workers=workers, queue_frames=2 * encoder.batch_size, timeout=timeout)
+    queued = dict(workers=workers, queue_frames=2 * encoder.batch_size, timeout=timeout)
+    source: Source
+    if isolate:
+        source = DecodeProcesses(tasks, options, **queued, server=server)
+    else:
+        source = DecodeThreads(tasks, options, **queued)
     try:
         yield from _Stream(source, encoder, timings)
     finally:
@@ -94,6 +101,12 @@ def worker_count(encoder: Encoder, decoder: str, workers: int | None = None) -> 
     if workers < 1:
         raise UsageError(f"workers must be 1 or more, got {workers}")
     return workers
+
+
+def early_server(device: str, decoder: str, isolate: bool | None) -> ForkServer | None:
+    """The fork server that videos on `device` will need; None if threads decode them, or that is not known yet."""
+    known = device == "cpu" or decoder == "pyav" or not torch.cuda.is_available()
+    return ForkServer() if isolate or (isolate is None and known) else None
 
 
 def require_timeout(seconds: float) -> None:
@@ -227,8 +240,15 @@ def encode_videos(
     Raises:
         UsageError, EncoderError, DeviceError: for all of it.
     """
+    server = None
     if isinstance(encoder, str):
-        encoder = load_encoder(encoder, device=device, precision=precision)
+        server = early_server(device, decoder, isolate)
+        try:
+            encoder = load_encoder(encoder, device=device, precision=precision)
+        except BaseException:
+            if server is not None:
+                server.close()
+            raise
     names: dict[int, str] = {}
 
     def tasks() -> Iterator[Task]:
@@ -236,7 +256,7 @@ def encode_videos(
             names[number] = os.fspath(path)
             yield Task(number, names[number], names[number])
 
-    options = dict(decoder=decoder, workers=workers, isolate=isolate, timeout=timeout, timings=timings)
+    options = dict(decoder=decoder, workers=workers, isolate=isolate, timeout=timeout, server=server, timings=timings)
     sampling = sampling or Sampling(fps=1.0, max_frames=100)
     for item in gather_videos(tasks(), encoder, sampling, keep, memory_bytes=memory_bytes, **options):
         if item is not None:

@@ -55,10 +55,20 @@ class DecodeProcesses:
         tasks: drawn from in a thread of its own; may block.
         queue_frames: about how many frames may lie between all workers and the encoder.
         timeout: seconds without a sign of progress after which a worker is ended.
+        server: started earlier, which takes seconds; it is ended with this.
     Raises: DeviceError: processes cannot be started.
     """
 
-    def __init__(self, tasks: Iterable[Task], options: ReadOptions, *, workers: int, queue_frames: int, timeout: float):
+    def __init__(
+        self,
+        tasks: Iterable[Task],
+        options: ReadOptions,
+        *,
+        workers: int,
+        queue_frames: int,
+        timeout: float,
+        server: ForkServer | None = None,
+    ):
         shape = (3, *options.form.preprocess.size)
         fitting = max(2, RING_BYTES // (prod(shape) * options.form.dtype.itemsize))
         block = min(options.block_frames, fitting // 2)
@@ -71,7 +81,7 @@ class DecodeProcesses:
         self._ready: deque[Task] = deque()
         self._room = threading.Semaphore(workers * QUEUED_TASKS)
         self._wake_up, self._wake = os.pipe()
-        self._server = ForkServer()
+        self._server = server or ForkServer()
         try:
             self.workers = [self._start() for _ in range(workers)]
         except BaseException:
