@@ -73,13 +73,13 @@ def export_vsc(store: Store, path: str | Path) -> int:
         UsageError: nothing to export; the store keeps no vectors of frames.  OutputError.
     """
     path = Path(path)
-    names = [video.names for video in store.embeddings()[0]]
+    videos, _ = store.embeddings()
     width, ids, counts, times = 0, [], [], []
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial, TemporaryFile(dir=path.parent) as features:  # M is known at the end
-        for number, vectors, pts_seconds in store.frames():
-            for name in names[number] if len(vectors) else ():
+        for number, vectors, pts_seconds in store.frames(videos):
+            for name in videos[number].names if len(vectors) else ():
                 features.write(vectors.astype("<f4").tobytes())
                 ids.append(name)
                 counts.append(len(vectors))

@@ -139,7 +139,7 @@ class VectorSearch:
         self.videos, vectors = self.store.embeddings()
         self._video_of = self._pts = None
         if level == "frame" and self.videos:
-            vectors, self._video_of, self._pts = self.store.frame_vectors()
+            vectors, self._video_of, self._pts = self.store.frame_vectors(self.videos)
         self.count, self.dim = vectors.shape
         name = hashlib.blake2b(
             "\n".join([level, self.store.settings_hash, *(video.key for video in self.videos)]).encode(), digest_size=8

@@ -18,6 +18,7 @@ from vsim_fast.errors import DeviceError, VsimError, WorkerDied
 from vsim_fast.pipeline import EncodedVideo, Timings
 from vsim_fast.pipeline.fork_server import start_python
 from vsim_fast.pipeline.reading import Task
+from vsim_fast.pipeline.sources import STOPPED_SECONDS
 
 TICK_SECONDS = 0.05
 
@@ -55,7 +56,7 @@ class DeviceEngine:
             process.end()
 
     def run(self, tasks: TaskQueue) -> Iterator[Result | None]:
-        ahead = 2 * max(1, self.decoders // len(self._processes))
+        ahead, looked = 2 * max(1, self.decoders // len(self._processes)), time.monotonic()
         while True:
             self._hand_out(tasks, ahead)
             if tasks.ended and not self._back and not any(process.given for process in self._processes):
@@ -63,8 +64,9 @@ class DeviceEngine:
             by_connection = {process.channel.connection: process for process in self._processes}
             for connection in wait(list(by_connection), TICK_SECONDS):
                 yield from self._taken_in(by_connection[connection])
+            stopped, looked = time.monotonic() - looked > STOPPED_SECONDS, time.monotonic()
             for process in self._processes:
-                process.watch(self.config.timeout)
+                process.watch(self.config.timeout, stopped)
             yield None
 
     def describe(self) -> dict[str, Any]:
@@ -154,8 +156,11 @@ class _Device:
         self._busy = seconds
         return newly
 
-    def watch(self, timeout: float) -> None:
-        """End it if it says nothing; its own watch over decoders answers within `timeout`."""
+    def watch(self, timeout: float, stopped: bool) -> None:
+        """End it if it says nothing; its own watch over decoders answers within `timeout`. `stopped`: nobody has
+        listened for a while."""
+        if stopped:
+            self._heard = time.monotonic()
         if self.begun and time.monotonic() - self._heard > 2 * timeout:
             self._hung_after = 2 * timeout
             self._process.kill()

@@ -689,33 +689,32 @@ class Store:
             self.notes.append(f"no embedding: {error}")
             return None
 
-    def frame_vectors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Every frame that shows something (not `featureless`) of every video of `embeddings()`.
+    def frame_vectors(self, videos: Sequence[StoredVideo] | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Every frame that shows something (not `featureless`) of `videos`, by default those of `embeddings()`; give
+        them where a run may be writing.
 
         Returns:
             vectors [M, D], `cls` where it is kept, else `pooled`, of length 1, float16 if stored so, else float32;
-            the video of each, int64 [M], as its number in `embeddings()`; pts_seconds float64 [M].
+            the video of each, int64 [M], as its number in `videos`; pts_seconds float64 [M].
         Raises:
             UsageError: a video has neither.
         """
-        found = list(self.frames())
+        found = list(self.frames(videos))
         if not found:
             return np.zeros((0, 1), np.float32), np.zeros(0, np.int64), np.zeros(0)
         numbers = np.repeat([n for n, _, _ in found], [len(pts) for _, _, pts in found]).astype(np.int64)
         vectors = np.concatenate([vectors for _, vectors, _ in found])
         return vectors, numbers, np.concatenate([pts for _, _, pts in found])
 
-    def frames(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def frames(self, videos: Sequence[StoredVideo] | None = None) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """`frame_vectors()` one video at a time: its number, vectors [T, D], pts_seconds [T]."""
-        lines, files = self._embedding_lines()
-        cached, number = set(self._embeddings.read()[0]), -1
-        for line, file in zip(lines, files, strict=True):
-            number += line in cached
+        videos = self.embeddings()[0] if videos is None else videos
+        files = dict(self._ledger.read("select key, file from contents"))
+        for number, video in enumerate(videos):
+            if (file := files.get(video.key)) is None:  # forgotten since
+                continue
             try:
                 reader = FeatureReader(self.folder / file)
-                if "embedding" not in reader.names:
-                    continue
-                number += line not in cached
                 name = next((name for name in ("cls", "pooled") if name in reader.names), None)
                 if name is None:
                     raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -240,15 +240,6 @@ def encode_videos(
     Raises:
         UsageError, EncoderError, DeviceError: for all of it.
     """
-    server = None
-    if isinstance(encoder, str):
-        server = early_server(device, decoder, isolate)
-        try:
-            encoder = load_encoder(encoder, device=device, precision=precision)
-        except BaseException:
-            if server is not None:
-                server.close()
-            raise
     names: dict[int, str] = {}
 
     def tasks() -> Iterator[Task]:
@@ -256,11 +247,17 @@ def encode_videos(
             names[number] = os.fspath(path)
             yield Task(number, names[number], names[number])
 
-    options = dict(decoder=decoder, workers=workers, isolate=isolate, timeout=timeout, server=server, timings=timings)
     sampling = sampling or Sampling(fps=1.0, max_frames=100)
-    for item in gather_videos(tasks(), encoder, sampling, keep, memory_bytes=memory_bytes, **options):
-        if item is not None:
-            yield item[1]
+    options = dict(decoder=decoder, workers=workers, isolate=isolate, timeout=timeout, timings=timings)
+    with ExitStack() as stack:
+        if isinstance(encoder, str):
+            if (server := early_server(device, decoder, isolate)) is not None:
+                stack.callback(server.close)
+            options["server"] = server
+            encoder = load_encoder(encoder, device=device, precision=precision)
+        for item in gather_videos(tasks(), encoder, sampling, keep, memory_bytes=memory_bytes, **options):
+            if item is not None:
+                yield item[1]
 
 
 def gather_videos(
