@@ -315,6 +315,24 @@ def test_a_file_that_is_replaced_before_it_is_read_has_the_features_of_neither(c
     assert embed([video], output_dir=out, **QUICK).status == "complete"
 
 
+def test_what_says_nothing_of_a_file_is_not_held_against_it(clips, tmp_path, monkeypatch):
+    video, out, begin = tmp_path / "video.mp4", tmp_path / "out", Run._begin
+    shutil.copy(clips / "clip0.mp4", video)
+    (failed,) = embed([video], output_dir=out, **QUICK, decoder="nvdec").failed_videos
+    assert "decoder 'nvdec' cannot serve" in failed["reason"]
+
+    def gone(self, job):
+        video.unlink()
+        begin(self, job)
+
+    monkeypatch.setattr(Run, "_begin", gone)
+    (failed,) = embed([video], output_dir=out, **QUICK).failed_videos
+    assert failed["reason"] == "No such file or directory"
+    monkeypatch.setattr(Run, "_begin", begin)
+    shutil.copy(clips / "clip0.mp4", video)
+    assert embed([video], output_dir=out, **QUICK).status == "complete"
+
+
 def test_a_url_whose_features_are_lost_is_fetched_again(clips, tmp_path):
     system = pytest.importorskip("fsspec").filesystem("memory")
     system.pipe_file("/batch/clip.mp4", (clips / "clip0.mp4").read_bytes())

@@ -177,7 +177,7 @@ def read_copy_videos(
         except DecodeError as error:
             return error
 
-    def read(numbers: Sequence[int]) -> Iterator[tuple[int, CopyVideo | DecodeError]]:
+    def read(numbers: Sequence[int], *, again: bool = False) -> Iterator[tuple[int, CopyVideo | DecodeError]]:
         tasks = [Task(n, paths[n], paths[n]) for n in numbers]
         stream = stream_videos(tasks, encoder, copy_sampling(settings), decoder=decoder, timings=timings)
         with closing(stream):
@@ -188,7 +188,7 @@ def read_copy_videos(
                 elif isinstance(event, Frames):
                     with one_thread():
                         readings[event.video].add(event.encoded)
-                elif isinstance(event, Failed) and event.worker_died and len(numbers) > 1:
+                elif isinstance(event, Failed) and event.worker_died and not again:
                     readings.pop(event.video, None)
                     died.append(event.video)
                 elif event is not None:
@@ -196,7 +196,7 @@ def read_copy_videos(
 
     yield from read(range(len(paths)))
     for number in died:
-        yield from read([number])
+        yield from read([number], again=True)
 
 
 def copy_sampling(settings: dict[str, Any]) -> Sampling:

@@ -18,7 +18,7 @@ from vsim_fast.batch.jobs import Job, TaskQueue
 from vsim_fast.batch.outputs import EmbeddingFiles
 from vsim_fast.batch.records import BatchProgress, Snapshot, VideoResult
 from vsim_fast.batch.writer import Write, Writer
-from vsim_fast.errors import ChangedVideo, DecodeError, DoesNotFit, OpenError, VsimError
+from vsim_fast.errors import ChangedVideo, DecodeError, DeviceError, DoesNotFit, OpenError, VsimError
 from vsim_fast.feature_store import DamagedFeatures, Done, Failed, Stamp, State, Store
 from vsim_fast.inputs import path_id
 from vsim_fast.pipeline import EncodedVideo, Timings
@@ -29,7 +29,7 @@ FATAL_STRIKES = 2
 """A file that ended so many workers is left alone."""
 KEYING_THREADS = 2
 PROGRESS_SECONDS = 0.25
-FORGETTABLE = (ChangedVideo, DoesNotFit)
+FORGETTABLE = (ChangedVideo, DeviceError, DoesNotFit)
 """Failures that say nothing of a file's content."""
 
 
@@ -97,6 +97,7 @@ class Run:
                         self._step()
             self.writer.close()
             self._record()
+            self._show(last=True)
         finally:
             self.tasks.close()
             self._pool.shutdown(wait=False, cancel_futures=True)
@@ -238,7 +239,7 @@ class Run:
 
     def _fail(self, job: Job, error: VsimError, status: str = "failed") -> None:
         reason = error.told if isinstance(error, DecodeError) else str(error)
-        remembered = job.key is not None and not isinstance(error, FORGETTABLE)
+        remembered = job.key is not None and not isinstance(error, FORGETTABLE) and self._is_still(job)
         for each in (job, *job.followers):
             self._rows.append(Failed(each.key, each.path, status, reason, remembered))
             self.failures += 1
@@ -261,9 +262,9 @@ class Run:
             rows, self._rows = self._rows, []
             self.store.record(rows)
 
-    def _show(self) -> None:
+    def _show(self, *, last: bool = False) -> None:
         now = time.perf_counter()
-        if self.progress is None or now - self._shown < PROGRESS_SECONDS:
+        if self.progress is None or (now - self._shown < PROGRESS_SECONDS and not last):
             return
         self._shown = now
         self.progress.batch(self.snapshot())

@@ -10,7 +10,7 @@ from vsim_fast.copies import VERSION, CopyFeatures
 from vsim_fast.copy_reader import CopyVideo, Noise, noise_for, read_copy_video, read_copy_videos
 from vsim_fast.deduplication.records import File
 from vsim_fast.encode.base import Encoder
-from vsim_fast.errors import ChangedVideo, CorruptVideo, DecodeError, UsageError
+from vsim_fast.errors import ChangedVideo, CorruptVideo, DecodeError, DoesNotFit, UsageError
 from vsim_fast.feature_store import DamagedFeatures, content_key, settings_hash
 from vsim_fast.feature_store.pairs import FeatureStore
 from vsim_fast.inputs import Inputs, path_id
@@ -158,7 +158,8 @@ def read_all(reader: Reader, found: Inputs, retry_failed: bool, progress: Progre
     keys = {paths[0]: key for key, paths in waiting.items()}
     for first, outcome in reader.read_many(keys.items()):
         key = keys[first]
-        if isinstance(outcome, DecodeError) and not isinstance(outcome, ChangedVideo):
+        told_of_content = not isinstance(outcome, ChangedVideo | DoesNotFit) and os.path.exists(first)
+        if isinstance(outcome, DecodeError) and told_of_content:
             reader.store.add_failure(key, reader.hash, outcome.told)
         for path in waiting[key]:
             if isinstance(outcome, DecodeError):
