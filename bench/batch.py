@@ -88,8 +88,8 @@ def _write(path: Path, frames: list[av.VideoFrame]) -> None:
         out.mux(stream.encode(None))
 
 
-def roofs(folder: Path, model: str, device: str, fps: float, rows: Path | None) -> None:
-    encoder = load_encoder(model, device)
+def roofs(folder: Path, model: str, image_size: int, device: str, fps: float, rows: Path | None) -> None:
+    encoder = load_encoder(model, device, image_size=image_size)
     paths, sampling = find_videos([folder]).files, Sampling(fps=fps, max_frames=100)
     recorder = Recorder(rows)
     list(encode_videos(paths[:8], encoder, sampling, keep=()))  # warm caches, threads and the encoder
@@ -102,7 +102,7 @@ def roofs(folder: Path, model: str, device: str, fps: float, rows: Path | None) 
     both = time.perf_counter() - start
     with tempfile.TemporaryDirectory(prefix="vsim-bench-") as out, Memory() as memory:
         result = embed(
-            paths, output_dir=out, encoder=model, fps=fps, device=device, progress=memory,
+            paths, output_dir=out, encoder=model, image_size=image_size, fps=fps, device=device, progress=memory,
             precision=str(encoder.dtype).removeprefix("torch."),
         )  # fmt: skip
         total = result.timings["total"] - result.timings.get("load_encoder", 0.0)
@@ -282,6 +282,7 @@ def main() -> None:
     sub = commands.add_parser("roofs")
     sub.add_argument("folder", type=Path)
     sub.add_argument("--model", default="builtin")
+    sub.add_argument("--image-size", type=int, default=224)
     sub.add_argument("--device", default="auto")
     sub.add_argument("--fps", type=float, default=4.0)
     sub.add_argument("--rows", type=Path)
@@ -293,7 +294,7 @@ def main() -> None:
     if given.command == "cut":
         cut(given.clips, given.folder, given.count)
     elif given.command == "roofs":
-        roofs(given.folder, given.model, given.device, given.fps, given.rows)
+        roofs(given.folder, given.model, given.image_size, given.device, given.fps, given.rows)
     else:
         done(given.folder, given.count, given.rows)
 

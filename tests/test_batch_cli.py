@@ -72,6 +72,7 @@ def test_embed_nothing_and_wrong_usage(capsys, tmp_path):
         (["embed", tmp_path, "--shard", "3/2"], "--shard must be I/N with 1 <= I <= N, got '3/2'"),
         (["embed", tmp_path, "--keep", "tokens"], "keep must be of patches, cls, attention, pooled"),
         (["embed", tmp_path / "nowhere"], "no such file or folder"),
+        (["embed", tmp_path, "--cache-gb", "nan"], "--cache-gb must be above 0, got nan"),
         (["status", tmp_path], "there is no"),
         (["search", "--store", tmp_path], "give one query"),
         (["export", tmp_path, tmp_path / "x.csv"], "TO must end in one of .parquet, .npz, .lance"),
@@ -107,8 +108,12 @@ def test_search_and_export(capsys, videos, store, tmp_path):
     code, stdout, _ = run(capsys, "search", "--near-duplicates", "0.99", "--store", store, "--output", pairs)
     header, *rows = pairs.read_text().splitlines()
     assert code == 0 and header == "query_id,ref_id,score" and len(rows) == 1 and "brighter" in rows[0]
-    code, stdout, _ = run(capsys, "export", store, tmp_path / "vectors.npz")
-    assert code == 0 and np.load(tmp_path / "vectors.npz")["features"].shape == (40, 384)
+    code, stdout, _ = run(capsys, "export", store, tmp_path / "vectors.npz", "--json")
+    assert (
+        code == 0
+        and json.loads(stdout)["frames"] == 40
+        and np.load(tmp_path / "vectors.npz")["features"].shape == (40, 384)
+    )
 
 
 @pytest.mark.parametrize("times", [1, 2], ids=["drains", "ends at once"])
@@ -116,16 +121,31 @@ def test_interrupts(videos, tmp_path, times):
     out = tmp_path / "out"
     script = (  # the signal comes when the first video is being read
         "import signal, sys, vsim_fast.batch.run as r\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits that it is ignored
         "take = r.Run._begin\n"
         "def begin(self, job):\n"
         f"    take(self, job)\n    for _ in range({times} if not self.stop.is_set() else 0): signal.raise_signal(2)\n"
         "r.Run._begin = begin\n"
         "from vsim_fast.cli import main; main(sys.argv[1:])"
     )
-    arguments = ["embed", videos, "--image-size", "56", "--device", "cpu", "--workers", "1", "--output-dir", out]
+    arguments = [
+        "embed",
+        videos,
+        "--image-size",
+        "56",
+        "--device",
+        "cpu",
+        "--workers",
+        "1",
+        "--output-dir",
+        out,
+        "--json",
+    ]
     ended = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True)
     assert ended.returncode == 130, ended.stderr
     assert "finishing what has begun; interrupt again to end at once" in ended.stderr
+    told = json.loads(ended.stdout)
+    assert told["status"] == "interrupted" if times == 1 else told["error"]["type"] == "Interrupted"
     done = len(list(out.glob("*_embedding.npy")))
     assert 0 < done < 5 if times == 1 else done == 0
     assert embed([videos], output_dir=out, **{**QUICK, "fps": 1.0, "precision": "auto"}).processed == 5

@@ -438,6 +438,8 @@ def embed(
     paths = [*(paths or []), *([video_dir] if video_dir is not None else [])]
     if not paths:
         raise UsageError("give folders or files: vsim embed PATHS...")
+    if not 0 < cache_gb < float("inf"):
+        raise UsageError(f"--cache-gb must be above 0, got {cache_gb:g}")
     from vsim_fast.batch import embed as run
     from vsim_fast.pipeline import Timings
 
@@ -460,7 +462,7 @@ def embed(
     else:
         _print_embedded(result)
     if code := EMBED_CODES[result.status]:
-        raise typer.Exit(code)
+        sys.exit(code)  # an interrupted run has said so: typer.Exit would have it said again
 
 
 EMBED_CODES = {
@@ -571,6 +573,7 @@ def export(
     to: Annotated[
         Path, typer.Argument(help=".parquet, .npz (as the Video Similarity Challenge reads it), or .lance (a folder).")
     ],
+    json_: Json = False,
 ) -> None:
     """Embeddings of a store for other tools: Parquet, the challenge's npz, or a LanceDB table."""
     from vsim_fast import exports
@@ -582,7 +585,8 @@ def export(
         raise UsageError(f"TO must end in one of {', '.join(kinds)}, got {str(to)!r}")
     with Store(store_folder(folder)) as store:
         count = kinds[to.suffix](store, to)
-    print(f"{count} {'frames' if to.suffix == '.npz' else 'embeddings'} -> {to}")
+    what = "frames" if to.suffix == ".npz" else "embeddings"
+    print(json.dumps({what: count, "to": _printable(str(to))}) if json_ else f"{count} {what} -> {_printable(str(to))}")
 
 
 @app.command()
@@ -737,7 +741,11 @@ def _drained_by_interrupt():
         stop.set()
         print("finishing what has begun; interrupt again to end at once", file=sys.stderr, flush=True)
 
-    before = signal.signal(signal.SIGINT, interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:  # a background job of a script: Ctrl-C is not for it
+        yield stop
+        return
+    signal.signal(signal.SIGINT, interrupted)
     try:
         yield stop
     finally:
