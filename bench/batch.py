@@ -187,7 +187,7 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.1):
+        while not self._stop.wait(0.4):  # reading it takes the system a while
             self.seen.append((self.done, sum(_resident(pid) for pid in _family(os.getpid()))))
 
     @property
