@@ -48,7 +48,8 @@ class DeviceEngine:
                 f"{self.encoder['id']} and {others.pop()}; name a --precision that all of them have"
             )
         self.decoders = sum(each.decoders for each in ready)
-        self.lookahead = 4 * self.decoders
+        self._ahead = ready[0].lookahead
+        self.lookahead = sum(each.lookahead for each in ready)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -58,7 +59,7 @@ class DeviceEngine:
     def run(self, tasks: TaskQueue) -> Iterator[Result | None]:
         ahead, looked = 2 * max(1, self.decoders // len(self._processes)), time.monotonic()
         while True:
-            self._hand_out(tasks, ahead)
+            self._hand_out(tasks)
             if tasks.ended and not self._back and not any(process.given for process in self._processes):
                 return
             by_connection = {process.channel.connection: process for process in self._processes}
@@ -72,9 +73,9 @@ class DeviceEngine:
     def describe(self) -> dict[str, Any]:
         return {"engine": "processes", "devices": self.devices, "decoders": self.decoders}
 
-    def _hand_out(self, tasks: TaskQueue, ahead: int) -> None:
+    def _hand_out(self, tasks: TaskQueue) -> None:
         for process in sorted(self._processes, key=lambda process: len(process.given)):
-            while len(process.given) < ahead:
+            while len(process.given) < self._ahead:
                 task = self._back.popleft() if self._back else tasks.take(0)
                 if task is None:
                     return

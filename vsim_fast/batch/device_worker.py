@@ -31,6 +31,7 @@ ALIVE_SECONDS = 1.0
 class Ready(NamedTuple):
     encoder: dict[str, Any]
     decoders: int
+    lookahead: int
 
 
 class Began(NamedTuple):
@@ -69,7 +70,7 @@ def main() -> None:
     timings = Timings()
     try:
         engine = LocalEngine(config, device, timings)
-        channel.send(Ready(engine.encoder, engine.decoders))
+        channel.send(Ready(engine.encoder, engine.decoders, engine.lookahead))
         work(channel, engine, timings)
     except VsimError as error:
         channel.send(error)

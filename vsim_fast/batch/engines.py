@@ -111,7 +111,8 @@ class LocalEngine:
             raise
         self.encoder = self._model.describe()
         self.decoders = worker_count(self._model, config.decoder, config.workers)
-        self.lookahead = 4 * self.decoders
+        # Of short videos, many are between decoder and encoder at a time: they must not be the only ones it knows.
+        self.lookahead = 4 * (self.decoders + self._model.batch_size)
 
     def __enter__(self) -> LocalEngine:
         return self

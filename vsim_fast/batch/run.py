@@ -139,7 +139,13 @@ class Run:
             waiting.clear()
 
     def _identify(self) -> None:
+        copies = sum(is_url(job.path) for job, _ in self._keying) + sum(is_url(job.path) for job in self._known)
+        copies += sum(is_url(job.path) for job in self._given.values())
         while self._unknown and len(self._keying) < self.engine.lookahead:
+            if is_url(self._unknown[0].path):
+                if copies >= 2 * self.engine.decoders:  # each takes its file's size of disk until it has been read
+                    break
+                copies += 1
             job = self._unknown.popleft()
             self._keying.append((job, self._pool.submit(self.identify, job)))
         while self._keying and self._keying[0][1].done():
