@@ -57,7 +57,7 @@ class DeviceEngine:
             process.end()
 
     def run(self, tasks: TaskQueue) -> Iterator[Result | None]:
-        ahead, looked = 2 * max(1, self.decoders // len(self._processes)), time.monotonic()
+        looked = time.monotonic()
         while True:
             self._hand_out(tasks)
             if tasks.ended and not self._back and not any(process.given for process in self._processes):
