@@ -301,5 +301,5 @@ def test_what_it_cannot_do_is_refused(clips, tmp_path, options, message):
 def test_without_ray_the_extra_is_named(clips, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "vsim_fast.batch.ray_engine", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match=r"ray is missing: pip install 'vsim_fast\[ray\]'"):
+    with pytest.raises(UsageError, match=r"(ray|pyarrow) is missing: pip install 'vsim_fast\[ray\]'"):
         embed([clips], output_dir=tmp_path, engine="ray")

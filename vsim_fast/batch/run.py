@@ -260,13 +260,16 @@ class Run:
             del self._active[job.key]
 
     def _record(self) -> None:
-        """What has been written or has failed since, into the ledger."""
-        for job, done in self.writer.rows():
+        """What has been written or has failed since, into the ledger.  Raises: OutputError: the disk refuses."""
+        written, error = self.writer.rows()
+        for job, done in written:
             self._rows.append(done)
             self._end_job(job, video_result(job.path, job.name, job.key, done.facts, "done"))
         if self._rows:
             rows, self._rows = self._rows, []
             self.store.record(rows)
+        if error is not None:
+            raise error
 
     def _show(self, *, last: bool = False) -> None:
         now = time.perf_counter()

@@ -53,15 +53,16 @@ class Writer:
             except queue.Full:
                 continue
 
-    def rows(self) -> list[tuple[Job, Done]]:
-        """What has been written since.  Raises: OutputError: the disk refuses; nothing more is written."""
+    def rows(self) -> tuple[list[tuple[Job, Done]], BaseException | None]:
+        """What has been written since, and what ended the writing, if anything did: OutputError where the disk
+        refuses."""
         rows: list[tuple[Job, Done]] = []
         while not self._rows.empty():
             part = self._rows.get()
             if isinstance(part, BaseException):
-                raise part
+                return rows, part
             rows += part
-        return rows
+        return rows, None
 
     def close(self) -> None:
         """Write what waits; `rows` then gives the rest."""
