@@ -75,10 +75,11 @@ class Writer:
         self._thread.join()
 
     def _run(self) -> None:
+        rows: list[tuple[Job, Done]] = []
         try:
             open_ = True
             while open_:
-                rows: list[tuple[Job, Done]] = []
+                rows = []
                 end = time.monotonic() + COMMIT_SECONDS
                 while len(rows) < COMMIT_VIDEOS and (left := end - time.monotonic()) > 0:
                     try:
@@ -93,6 +94,7 @@ class Writer:
                     self._sync_folders(rows)
                     self._rows.put(rows)
         except BaseException as error:
+            self._rows.put(rows)  # whole, and flushed one by one
             self._rows.put(error)
 
     def _written(self, write: Write) -> list[tuple[Job, Done]]:
