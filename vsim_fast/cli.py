@@ -52,6 +52,18 @@ class Decoder(StrEnum):
     nvdec = "nvdec"
 
 
+OfEncoder = Annotated[Precision, typer.Option(help="Of the encoder.")]
+OfVideos = Annotated[Decoder, typer.Option(help="nvdec decodes on the GPU.")]
+Model = Annotated[str, typer.Option("--model", help="Encoder, as for analyze.")]
+Paths = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Folders (searched through), files, quoted patterns like 'a/**/*.mp4', lists (.txt, .csv, .json).",
+        show_default=False,
+    ),
+]
+
+
 class Orientations(StrEnum):
     none = "none"
     mirror = "mirror"
@@ -127,8 +139,8 @@ def analyze(
         int | None, typer.Option(help="Patch side the encoder is expected to have.", show_default=False)
     ] = None,
     device: Device = "auto",
-    precision: Annotated[Precision, typer.Option(help="Of the encoder.")] = Precision.auto,
-    decoder: Annotated[Decoder, typer.Option(help="nvdec decodes on the GPU.")] = Decoder.auto,
+    precision: OfEncoder = Precision.auto,
+    decoder: OfVideos = Decoder.auto,
     visualize_positions: Annotated[int, typer.Option(help="Positions that get a heat map.")] = 10,
     reduce: Annotated[
         Reduce | None,
@@ -199,8 +211,8 @@ def compare(
         int | None, typer.Option(help="Side of the encoder's input; default the model's own.", show_default=False)
     ] = None,
     device: Device = "auto",
-    precision: Annotated[Precision, typer.Option(help="Of the encoder.")] = Precision.auto,
-    decoder: Annotated[Decoder, typer.Option(help="nvdec decodes on the GPU.")] = Decoder.auto,
+    precision: OfEncoder = Precision.auto,
+    decoder: OfVideos = Decoder.auto,
     alpha: Annotated[
         float | None, typer.Option(help="Weight of the semantic score in the fusion, 0 to 1.", show_default="0.3")
     ] = None,
@@ -295,13 +307,7 @@ def evaluate(
 
 @app.command()
 def dedup(
-    paths: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Folders (searched through), files, quoted patterns like 'a/**/*.mp4', lists (.txt, .csv, .json).",
-            show_default=False,
-        ),
-    ] = None,
+    paths: Paths = None,
     against: Annotated[
         list[str] | None,
         typer.Option(help="Look for copies of these (as PATHS; may be repeated) instead.", show_default=False),
@@ -309,7 +315,7 @@ def dedup(
     output_dir: Annotated[Path, typer.Option(help="Where the results go, and features to be used again.")] = Path(
         "dedup_results"
     ),
-    model: Annotated[str, typer.Option("--model", help="Encoder, as for analyze.")] = "builtin",
+    model: Model = "builtin",
     orientations: Annotated[
         Orientations, typer.Option(help="Also look for mirrored copies, or for turned ones, too.")
     ] = Orientations.mirror,
@@ -330,8 +336,8 @@ def dedup(
         bool, typer.Option("--retry-failed", help="Read files again that could not be read before.")
     ] = False,
     device: Device = "auto",
-    precision: Annotated[Precision, typer.Option(help="Of the encoder.")] = Precision.auto,
-    decoder: Annotated[Decoder, typer.Option(help="nvdec decodes on the GPU.")] = Decoder.auto,
+    precision: OfEncoder = Precision.auto,
+    decoder: OfVideos = Decoder.auto,
     offline: Offline = False,
     json_: Json = False,
 ) -> None:
@@ -360,18 +366,12 @@ def dedup(
 
 @app.command()
 def embed(
-    paths: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Folders (searched through), files, quoted patterns like 'a/**/*.mp4', lists (.txt, .csv, .json).",
-            show_default=False,
-        ),
-    ] = None,
+    paths: Paths = None,
     video_dir: Annotated[str | None, typer.Option(help="The same, as an option.", show_default=False)] = None,
     output_dir: Annotated[Path, typer.Option(help="Where the results go; a run into it again goes on.")] = Path(
         "embeddings"
     ),
-    model: Annotated[str, typer.Option("--model", help="Encoder, as for analyze.")] = "builtin",
+    model: Model = "builtin",
     image_size: Annotated[
         int | None, typer.Option(help="Side of the encoder's input; default the model's own.", show_default=False)
     ] = None,
@@ -392,8 +392,8 @@ def embed(
     device: Annotated[
         str, typer.Option(help="auto (every GPU, else the CPU), cpu, mps, cuda:N; several with commas, a process each.")
     ] = "auto",
-    precision: Annotated[Precision, typer.Option(help="Of the encoder.")] = Precision.auto,
-    decoder: Annotated[Decoder, typer.Option(help="nvdec decodes on the GPU.")] = Decoder.auto,
+    precision: OfEncoder = Precision.auto,
+    decoder: OfVideos = Decoder.auto,
     workers: Annotated[
         int | None, typer.Option(help="Videos decoded at a time.", show_default="cores, at most 4; 8 on a GPU")
     ] = None,

@@ -67,6 +67,7 @@ class Run:
         self._active: dict[str, Job] = {}  # by key, from its being known to its row in the ledger
         self._given: dict[int, Job] = {}  # by task number
         self._again: deque[Job] = deque()  # to be read once more, after all others
+        self._copies = 0  # of URLs, held by jobs
         self._rows: list[Done | Failed] = []
         self._shown = self._started = time.perf_counter()
         self._total = self._before = 0
@@ -139,13 +140,14 @@ class Run:
             waiting.clear()
 
     def _identify(self) -> None:
-        copies = sum(is_url(job.path) for job, _ in self._keying) + sum(is_url(job.path) for job in self._known)
-        copies += sum(is_url(job.path) for job in self._given.values())
         while self._unknown and len(self._keying) < self.engine.lookahead:
             if is_url(self._unknown[0].path):
-                if copies >= 2 * self.engine.decoders:  # each takes its file's size of disk until it has been read
+                if (
+                    self._copies >= 2 * self.engine.decoders
+                ):  # each takes its file's size of disk
                     break
-                copies += 1
+                self._copies += 1
+                self._unknown[0].held.callback(self._copy_let_go)
             job = self._unknown.popleft()
             self._keying.append((job, self._pool.submit(self.identify, job)))
         while self._keying and self._keying[0][1].done():
@@ -160,6 +162,9 @@ class Run:
                 if stamp is not None:
                     self.store.note_key(job.path, job.key, stamp)
                 self._known.append(job)
+
+    def _copy_let_go(self) -> None:
+        self._copies -= 1
 
     def _give(self) -> None:
         """Tasks to the engine, as many as it likes to have."""
