@@ -142,10 +142,8 @@ class Run:
     def _identify(self) -> None:
         while self._unknown and len(self._keying) < self.engine.lookahead:
             if is_url(self._unknown[0].path):
-                if (
-                    self._copies >= 2 * self.engine.decoders
-                ):  # each takes its file's size of disk
-                    break
+                if self._copies >= 2 * self.engine.decoders:
+                    break  # each takes its file's size of disk
                 self._copies += 1
                 self._unknown[0].held.callback(self._copy_let_go)
             job = self._unknown.popleft()
