@@ -35,7 +35,7 @@ def clip(tmp_path_factory):
         ("hls.mp4", b"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nclip.mp4\n", "HLS playlist"),
         ("bom.mp4", b"\xef\xbb\xbf#EXTM3U\n#EXTINF:2,\nclip.mp4\n", "HLS playlist"),
         ("dash.mp4", b'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>', "XML document"),
-        ("picture.png", b"\x89PNG\r\n\x1a\n" + bytes(100), "no video container"),
+        ("picture.png", b"\x89PNG\r\n\x1a\n" + bytes(100), "no image that is read here"),
     ],
 )
 def test_gate_refuses_content(tmp_path, clip, name, content, words):

@@ -1,9 +1,12 @@
-"""Images, and a folder of them as a video, read with Pillow."""
+"""Images, one as a video of a single frame or a folder of them as a video, read with Pillow."""
 
 from __future__ import annotations
 
+import os
 import re
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,22 +17,25 @@ from PIL import Image, ImageOps
 from vsim_fast.errors import CorruptVideo, OpenError, UnsupportedVideo
 from vsim_fast.records import IMAGE_SUFFIXES, ColorSpec, FrameBatch, VideoInfo
 from vsim_fast.video._batches import Assembler, DecodeReport
-from vsim_fast.video.probe import DEFAULT_LIMITS, Limits, gate
+from vsim_fast.video.probe import DEFAULT_LIMITS, Limits, gate, is_image
 from vsim_fast.video.sampling import DecodePlan, exact
 
 ORIENTATION = 0x0112  # EXIF tag; 5..8 swap width and height
 CAMERA_FORMATS = {"JPEG", "MPO", "WEBP", "TIFF"}  # others are not turned: reading their EXIF decodes the whole image
 
 
-def files(folder: str) -> list[Path]:
-    """Image files of a folder in natural order: frame2 before frame10."""
-    found = [p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+def files(path: str) -> list[Path]:
+    """The image itself, or the image files of a folder in natural order: frame2 before frame10."""
+    if os.path.isfile(path):
+        return [Path(path)]
+    found = [p for p in Path(path).iterdir() if is_image(p.name) and p.is_file()]
     return sorted(found, key=lambda p: [int(s) if s.isdigit() else s for s in re.split(r"([0-9]+)", p.name.lower())])
 
 
 def open_image(path: str | Path) -> Image.Image:
     try:
-        return Image.open(path)
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):  # our limit is lower
+            return Image.open(path)
     except (OSError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
         raise OpenError(path, f"no image that is read here ({error})") from None
 
@@ -41,19 +47,44 @@ def read_image(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> np.ndarray:
         width, height = image.size
         if width * height > limits.max_pixels:
             raise UnsupportedVideo(path, f"{width}x{height} pixels are more than the {limits.max_pixels} allowed")
-        try:
+        with decoding(path):
             return np.array(_upright(image))  # Pillow hands out memory that cannot be written to
-        except (OSError, SyntaxError, ValueError, IndexError) as error:
-            raise CorruptVideo(path, f"the image does not decode ({error})") from None
+
+
+@contextmanager
+def decoding(path: str) -> Iterator[None]:
+    """What Pillow says of damaged images, as CorruptVideo."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, IndexError) as error:
+        raise CorruptVideo(path, f"the image does not decode ({error})") from None
 
 
 def _upright(image: Image.Image) -> np.ndarray:
+    """uint8 RGB [H, W, 3]; alpha is left out, what has 16 bits is scaled (Pillow's own conversion would clip it)."""
     turned = ImageOps.exif_transpose(image) if image.format in CAMERA_FORMATS else image
+    if turned.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range")
+    if turned.mode.startswith("I"):
+        deep = np.asarray(turned)
+        if deep.min() < 0 or deep.max() > 0xFFFF:
+            raise ValueError("whole-number pixels must be in 0 ... 65535")
+        return ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)[..., None].repeat(3, axis=2)
     return np.asarray(turned.convert("RGB"))
 
 
+def _notes(image: Image.Image) -> tuple[str, ...]:
+    """What reading as 8-bit RGB leaves out of an image; `image` is decoded only if it has an alpha channel."""
+    notes = []
+    if image.mode.startswith("I"):
+        notes.append("16 bits a channel, read as 8")
+    elif image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        notes.append("transparent in places: the alpha channel is left out")
+    return tuple(notes)
+
+
 def scan(folder: str, limits: Limits, fps: float | Fraction) -> VideoInfo:
-    """`VideoInfo` of a folder; all images must have one size (upright, after their EXIF orientation)."""
+    """`VideoInfo` of an image or a folder; all images must have one size (upright, after their EXIF orientation)."""
     try:
         paths = files(folder)
     except OSError as error:
@@ -74,12 +105,15 @@ def scan(folder: str, limits: Limits, fps: float | Fraction) -> VideoInfo:
             raise UnsupportedVideo(path, f"must be {size[0]}x{size[1]} like {paths[0].name}, is {width}x{height}")
         if width * height > limits.max_pixels:
             raise UnsupportedVideo(path, f"{width}x{height} pixels are more than the {limits.max_pixels} allowed")
-    rate = exact(fps)
+    rate, notes = exact(fps), (f"a folder of images ({len(paths)}) at {float(fps):g} per second",)
+    if paths == [Path(folder)]:
+        with open_image(folder) as image, decoding(folder):
+            notes = _notes(image)
     return VideoInfo(
         path=folder, codec="images", width=size[0], height=size[1], pix_fmt="rgb24", color=ColorSpec(guessed=False),
         time_base=1 / rate, pts=np.arange(len(paths)), is_key=np.ones(len(paths), dtype=bool),
         duration_seconds=float(len(paths) / rate), average_fps=float(rate),
-        notes=(f"a folder of images ({len(paths)}) at {float(rate):g} per second",),
+        notes=notes,
     )  # fmt: skip
 
 
@@ -116,8 +150,9 @@ class ImageBackend:
                     raise OpenError(paths[index], "the image changed its size while being read")
             except (OSError, OpenError, SyntaxError, ValueError, IndexError) as error:
                 self.report.corrupt += 1
-                if self.strict:
-                    raise CorruptVideo(self.info.path, f"image {index} does not decode ({error})") from None
+                if self.strict or len(paths) == 1:
+                    which = "the image" if len(paths) == 1 else f"image {index}"
+                    raise CorruptVideo(self.info.path, f"{which} does not decode ({error})") from None
                 continue
             self.report.decoded_frames += 1
             for buffers, slot in self.assembler.slots(index):

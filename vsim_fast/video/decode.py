@@ -40,7 +40,7 @@ def open_video(
     """Sampled frames of a video, in batches, in order of time.
 
     Args:
-        path: a local video file or a folder of images.
+        path: a local video file, an image, or a folder of images.
         sampling: which frames; default all.
         decoder: "auto" takes NVDEC on a CUDA device where it can serve this file, else PyAV, and records the reason.
             A named one serves or raises.

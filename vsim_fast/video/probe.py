@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from vsim_fast.errors import OpenError, UsageError
-from vsim_fast.records import VideoInfo
+from vsim_fast.records import IMAGE_SUFFIXES, VideoInfo
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,18 @@ def gate(path: str | os.PathLike) -> tuple[str, os.stat_result]:
     return absolute, status
 
 
+def is_image(path: str) -> bool:
+    """Whether the name is that of an image file."""
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+
+
 def probe(path: str | os.PathLike, *, limits: Limits = DEFAULT_LIMITS, image_fps: float | None = None) -> VideoInfo:
     """Everything about a video but its pixels: one demux pass for the times, one decoded frame for colour and rotation.
 
     Args:
-        path: a local video file, or a folder of images (natural order of names).
+        path: a local video file, an image file (a video of one frame), or a folder of images (natural order of names).
         limits: largest size, frame count and duration accepted.
-        image_fps: frame rate of a folder of images; 3 where not given. Ignored for files.
+        image_fps: frame rate of images; 3 where not given. Ignored for videos.
     Raises:
         OpenError, NoVideoStream, UnsupportedVideo, CorruptVideo: one line each, naming the file and the rule.
         UsageError: `image_fps` is not a finite number above 0.
@@ -86,7 +91,7 @@ def probe(path: str | os.PathLike, *, limits: Limits = DEFAULT_LIMITS, image_fps
     if image_fps is not None and not 0 < image_fps < float("inf"):
         raise UsageError(f"image_fps must be a finite number above 0, got {image_fps}")
     absolute, status = gate(path)
-    if stat.S_ISDIR(status.st_mode):
+    if stat.S_ISDIR(status.st_mode) or is_image(absolute):
         from vsim_fast.video import _images
 
         return _images.scan(absolute, limits, IMAGE_FPS if image_fps is None else image_fps)
