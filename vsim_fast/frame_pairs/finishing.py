@@ -1,0 +1,67 @@
+"""Processes that finish pairs while the next ones are being encoded: Matplotlib and Pillow hold the interpreter."""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from typing import Any
+
+from vsim_fast.errors import WorkerDied
+from vsim_fast.pipeline.fork_server import start_python
+
+AHEAD = 2
+"""Jobs a process may be behind: what waits holds memory."""
+
+
+class Finishers:
+    """Runs jobs in `count` processes; a context manager. A process that dies costs its job, and another takes over."""
+
+    def __init__(self, count: int):
+        self._idle: queue.SimpleQueue[tuple[subprocess.Popen, Connection] | None] = queue.SimpleQueue()
+        for _ in range(count):
+            self._idle.put(None)  # started when first needed
+        self._room = threading.Semaphore(count * (1 + AHEAD))
+        self._threads = ThreadPoolExecutor(count, "vsim-finish")
+
+    def submit(self, job: Any) -> Future[dict[str, float | None]]:
+        """Waits while too many jobs are under way. The future raises what the job raised, or WorkerDied."""
+        self._room.acquire()
+        future = self._threads.submit(self._run, job)
+        future.add_done_callback(lambda _: self._room.release())
+        return future
+
+    def _run(self, job: Any) -> dict[str, float | None]:
+        worker = self._idle.get()
+        try:
+            if worker is None:
+                worker = start_python(
+                    "vsim_fast.frame_pairs.finish_worker", OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"
+                )
+            process, connection = worker
+            try:
+                connection.send(job)
+                found, error = connection.recv()
+            except (EOFError, OSError):
+                connection.close()
+                worker = None
+                reason = f"the process that finished it ended with exit code {process.wait()}"
+                raise WorkerDied(job.path_a, reason) from None
+        finally:
+            self._idle.put(worker)
+        if error is not None:
+            raise error
+        return found
+
+    def __enter__(self) -> Finishers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._threads.shutdown(cancel_futures=exception[0] is not None)
+        while not self._idle.empty():
+            if (worker := self._idle.get()) is not None:
+                process, connection = worker
+                connection.close()
+                process.wait()

@@ -1,0 +1,466 @@
+"""Pairs and triplets of images, as one batch: every distinct image is encoded once, in full batches, through the
+pipeline of videos; what is left to do of a pair is done by other processes while the next ones are encoded.
+
+    items ─► distinct images ─► pipeline ─► tokens ─► distances, matches ─► pixel metrics, pictures ─► results
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vsim_fast.encode import load_encoder
+from vsim_fast.encode.base import Encoder
+from vsim_fast.errors import UnsupportedVideo, UsageError, VsimError
+from vsim_fast.frame_pairs.finish_worker import METRICS, Job
+from vsim_fast.frame_pairs.finishing import Finishers
+from vsim_fast.frame_pairs.records import (
+    Failure,
+    Item,
+    PairBatch,
+    PairResult,
+    PairRun,
+    TripletResult,
+    results_as_dicts,
+)
+from vsim_fast.image_quality import Lpips
+from vsim_fast.pairs import (
+    Correspondence,
+    Pooling,
+    correspondence,
+    cosine_distance,
+    displacement,
+    joint_pca,
+    mismatch,
+    pca_colors,
+    pooled_embedding,
+    pooled_patch_distance,
+)
+from vsim_fast.pipeline import Timings, stream_videos
+from vsim_fast.pipeline.many import MEMORY_SHARE, Frames, early_server, free_memory
+from vsim_fast.pipeline.reading import Failed, Finished, Opened, Task
+from vsim_fast.processor import usable_cores
+from vsim_fast.records import Progress
+from vsim_fast.report import PairDrawing
+from vsim_fast.store import OutputFolder, output_errors
+from vsim_fast.video import Sampling
+
+IMAGE_SIZE = 518
+"""Side of `builtin`'s input unless told otherwise: that of DINOv2, and of the original tool. Others have their own."""
+DEFAULT_METRICS = ("psnr", "ssim")
+CUDA_PAIRS = 16
+"""Pairs compared at a time on a GPU; on a CPU one by one, which is as fast."""
+MOST_FINISHERS = 12
+
+
+def load_pair_encoder(spec: str, image_size: int | None, **options: Any) -> Encoder:
+    """The encoder of `spec` at `image_size`, or at the size that pairs are compared in."""
+    return load_encoder(spec, image_size=image_size or (IMAGE_SIZE if spec == "builtin" else None), **options)
+
+
+def pair_images(
+    items: Sequence[Item | Failure | Sequence[str]],
+    encoder: str | Encoder = "builtin",
+    *,
+    output_dir: str | os.PathLike | None = None,
+    visualize: bool = False,
+    arrow_stride: int = 4,
+    pca: bool = True,
+    compat: bool = False,
+    pooling: Pooling = "all",
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    image_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    offline: bool = False,
+    progress: Progress | None = None,
+    timings: Timings | None = None,
+    started: float | None = None,
+) -> PairBatch:
+    """Distances, and on demand dense correspondence with pictures, of pairs or triplets of images.
+
+    Args:
+        items: two paths each, or three in order of time of which the middle one is judged; or what `read_config` gives.
+        encoder: spec, or an encoder made by `load_encoder` (`image_size`, `device` and `precision` are then its own).
+        output_dir: results.json and summary.json go there, and with `visualize` the folders pair_001, pair_002, ... by
+            the number of the item; None writes nothing.
+        arrow_stride: every how many patches an arrow of vector_field.png starts.  pca: draw pca_features.png.
+        compat: relative mismatch maps, as the original's; see `pairs.mismatch`.
+        pooling: see `pairs.pooled_embedding`.
+        metrics: of "psnr", "ssim", "lpips", beside the distances; of pairs only.
+    Returns:
+        Results in the order of the items. An item that cannot be compared is a `Failure` of the run; others are done.
+    Raises:
+        UsageError, DeviceError, EncoderError, OutputError, ImportError: for all of it.
+    Memory: tokens of the images that are waited for, at most a quarter of what is free: beyond that the items are done
+        in several rounds, and an image of two rounds is encoded in both.
+    """
+    started = time.perf_counter() if started is None else started
+    timings = timings or Timings()
+    items = [item if isinstance(item, (Item, Failure)) else _item(n, item) for n, item in enumerate(items, 1)]
+    _check(items, visualize, output_dir, arrow_stride, metrics)
+    if "lpips" in metrics:
+        Lpips()  # complains before the work begins
+    with ExitStack() as stack:
+        server = early_server(device if isinstance(encoder, str) else str(encoder.device), "auto", None)
+        if server is not None:
+            stack.callback(server.close)
+        if isinstance(encoder, str):
+            with timings.stage("load_encoder"):
+                encoder = load_pair_encoder(encoder, image_size, device=device, precision=precision, offline=offline)
+        cores = usable_cores()
+        finishers = stack.enter_context(Finishers(min(cores, MOST_FINISHERS)))
+        folder = None if output_dir is None else Path(output_dir)
+        plan = _Plan(folder, visualize, arrow_stride, pca, compat, pooling, tuple(metrics))
+        comparing = _Comparing(encoder, plan, finishers, timings)
+        todo = [item for item in items if isinstance(item, Item)]
+        failed = [item for item in items if isinstance(item, Failure)]
+        for item in todo:
+            comparing.expect(item)
+        for window in windows(todo, _images_at_a_time(encoder)):
+            for _ in comparing.run(window, server):
+                if progress:
+                    progress.advance("pairs", comparing.ended + len(failed), len(items))
+            server = None  # ended with its stream
+        results, broken = comparing.results(progress, len(failed), len(items))
+    failed = sorted(failed + broken, key=lambda failure: failure.number)
+    settings = {
+        "image_size": list(encoder.preprocess.size), "pooling": pooling, "compat": compat, "metrics": list(metrics),
+        "visualize": visualize, "arrow_stride": arrow_stride, "pca": pca,
+    }  # fmt: skip
+    run = PairRun(
+        status="complete" if not failed else "partial" if results else "nothing",
+        compared=len(results), failed=failed, images=comparing.encoded, settings=settings,
+        mean_cosine_distance=_mean([result.cosine_distance for result in results]),
+        mean_patch_distance=_mean([result.patch_distance for result in results]),
+        encoder=encoder.describe(), notes=_notes(encoder), output_dir="" if folder is None else str(folder),
+    )  # fmt: skip
+    batch = PairBatch(results=results, run=run)
+    if folder is not None:
+        write_results(folder, batch, timings, started)
+    else:
+        run.timings = timings.summary(started)
+    return batch
+
+
+def write_results(folder: Path, batch: PairBatch, timings: Timings, started: float) -> None:
+    """results.json and summary.json."""
+    with OutputFolder(folder) as out:
+        batch.run.timings = timings.summary(started)
+        written = {"results.json": results_as_dicts(batch.results), "summary.json": batch.run.model_dump(mode="json")}
+        for name, content in written.items():
+            path = out.file(name)
+            with output_errors(path):
+                path.write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
+
+
+def windows(items: Sequence[Item], most_images: int) -> Iterator[list[Item]]:
+    """Runs of items that name at most `most_images` distinct images together."""
+    window: list[Item] = []
+    named: set[str] = set()
+    for item in items:
+        if window and len(named | set(item.images)) > most_images:
+            yield window
+            window, named = [], set()
+        window.append(item)
+        named |= set(item.images)
+    if window:
+        yield window
+
+
+class _Plan(NamedTuple):
+    folder: Path | None
+    visualize: bool
+    arrow_stride: int
+    pca: bool
+    compat: bool
+    pooling: Pooling
+    metrics: tuple[str, ...]
+
+    def folder_of(self, item: Item, link: tuple[int, int]) -> Path:
+        folder = self.folder / f"pair_{item.number:03d}"
+        return folder if len(item.images) == 2 else folder / "I{}_I{}".format(*("0t1"[end] for end in link))
+
+
+class _Image(NamedTuple):
+    """What is kept of an image while pairs wait for it."""
+
+    patches: Tensor
+    """[P, D]"""
+    embedding: Tensor
+    """float32 [D]"""
+    picture: np.ndarray | None
+    size: tuple[int, int]
+    notes: tuple[str, ...]
+
+
+class _Link(NamedTuple):
+    """Two images of an item, to be compared."""
+
+    item: Item
+    ends: tuple[int, int]
+
+
+class _Compared(NamedTuple):
+    """What came of a link; `finished` gives what finishing it gave."""
+
+    cosine_distance: float
+    patch_distance: float
+    dense: dict[str, Any]
+    finished: Future[dict[str, float | None]] | None
+
+
+class _Comparing:
+    """Takes images as they come out of the pipeline and compares those that are all there."""
+
+    def __init__(self, encoder: Encoder, plan: _Plan, finishers: Finishers, timings: Timings):
+        self.encoder, self.plan, self.finishers, self.timings = encoder, plan, finishers, timings
+        self.ended = self.encoded = 0
+        """Items that are compared, or known to fail; images encoded."""
+        self._items: list[Item] = []
+        self._needed: Counter[str] = Counter()
+        self._images: dict[str, _Image | VsimError] = {}
+        self._facts: dict[str, tuple[tuple[int, int], tuple[str, ...]]] = {}
+        self._found: dict[tuple[int, tuple[int, int]], _Compared] = {}
+        self._errors: dict[int, VsimError] = {}
+        self._ready: deque[_Link] = deque()
+        self._at_a_time = CUDA_PAIRS if encoder.device.type == "cuda" else 1
+
+    def expect(self, item: Item) -> None:
+        self._items.append(item)
+
+    def run(self, items: list[Item], server: Any) -> Iterator[None]:
+        """Encode and compare the items of one round; yields now and then."""
+        waiting: dict[str, list[Item]] = {}
+        missing: dict[int, set[str]] = {}
+        for item in items:
+            missing[item.number] = set(item.images)
+            for image in missing[item.number]:
+                waiting.setdefault(image, []).append(item)
+                self._needed[image] += 1
+        tasks = [Task(n, image, image) for n, image in enumerate(waiting)]
+        stream = stream_videos(tasks, self.encoder, Sampling("all"), server=server, timings=self.timings)
+        opened: dict[int, Opened] = {}
+        with closing(stream):
+            for event in stream:
+                if isinstance(event, Opened):
+                    opened[event.video] = event
+                elif isinstance(event, Frames) and opened[event.video].planned == 1:
+                    self._keep(tasks[event.video].path, event, opened[event.video])
+                elif isinstance(event, (Finished, Failed)):
+                    image, frames = tasks[event.video].path, getattr(opened.pop(event.video, None), "planned", 1)
+                    if isinstance(event, Failed):
+                        self._images[image] = event.error
+                    elif frames != 1:
+                        self._images[image] = UnsupportedVideo(
+                            image, f"must be an image, is a video of {frames} frames"
+                        )
+                    for item in waiting.pop(image):
+                        missing[item.number].discard(image)
+                        if not missing[item.number]:
+                            self._all_there(item)
+                if len(self._ready) >= self._at_a_time or event is None:
+                    self._compare()
+                yield
+        while self._ready:
+            self._compare()
+        yield
+
+    def _keep(self, path: str, frames: Frames, opened: Opened) -> None:
+        features, pixels = frames.encoded.features, frames.encoded.pixels
+        patches = features.patches[0]
+        if patches.untyped_storage().nbytes() > patches.nbytes:  # a batch of several images would live as long
+            patches = patches.clone()
+        token = features.cls if self.encoder.has_cls_token else None
+        embedding = pooled_embedding(features.patches, token, pooling=self.plan.pooling)[0]
+        picture = self.encoder.picture(pixels[0], self.encoder.preprocess.size) if self.plan.visualize else None
+        notes = opened.info.notes
+        if frames.encoded.featureless[0]:
+            notes = (*notes, "black or without texture: its distances mean little")
+        self._images[path] = _Image(patches, embedding, picture, opened.info.display_size, notes)
+        self.encoded += 1
+
+    def _all_there(self, item: Item) -> None:
+        errors = [self._images[image] for image in item.images if isinstance(self._images[image], VsimError)]
+        if errors:
+            self._errors[item.number] = errors[0]
+            self._done(item)
+        else:
+            self._facts |= {image: (self._images[image].size, self._images[image].notes) for image in item.images}
+            self._ready += [_Link(item, ends) for ends in item.links]
+
+    def _done(self, item: Item) -> None:
+        self.ended += 1
+        for image in set(item.images):
+            self._needed[image] -= 1
+            if not self._needed[image]:
+                del self._images[image]
+
+    def _compare(self) -> None:
+        links = [self._ready.popleft() for _ in range(min(self._at_a_time, len(self._ready)))]
+        if not links:
+            return
+        a, b = ([self._images[link.item.images[link.ends[side]]] for link in links] for side in (0, 1))
+        with self.timings.stage("compare"), torch.inference_mode():
+            pooled = cosine_distance(*(torch.stack([image.embedding for image in side]) for side in (a, b)))
+            patches_a, patches_b = (torch.stack([image.patches for image in side]) for side in (a, b))  # [B, P, D]
+            local = pooled_patch_distance(cosine_distance(patches_a, patches_b))
+            dense = [({}, None)] * len(links)
+            if self.plan.visualize:
+                dense = list(self._dense(patches_a, patches_b, a, b))
+            pooled, local = pooled.tolist(), local.tolist()
+        for link, distance, patch_distance, (facts, drawing) in zip(links, pooled, local, dense, strict=True):
+            finished = self._finish(link, distance, facts, drawing)
+            self._found[link.item.number, link.ends] = _Compared(distance, patch_distance, facts, finished)
+            if link.ends == link.item.links[-1]:
+                self._done(link.item)
+
+    def _dense(
+        self, patches_a: Tensor, patches_b: Tensor, a: list[_Image], b: list[_Image]
+    ) -> Iterator[tuple[dict[str, Any], PairDrawing]]:
+        grid = self.encoder.grid
+        found = correspondence(patches_a, patches_b)
+        maps = mismatch(found, compat=self.plan.compat)
+        moved = displacement(found.index_ab, grid).float().norm(dim=-1)
+        colors = [pca_colors(x) for x in joint_pca(patches_a, patches_b)] if self.plan.pca else [None, None]
+        found, maps, moved = Correspondence(*(x.cpu() for x in found)), [x.cpu() for x in maps], moved.cpu()
+        colors = [None if x is None else x.cpu().numpy() for x in colors]
+        for row in range(len(a)):
+            mutual = found.mutual_ab[row]
+            facts = {
+                "grid_size": grid[0], "num_patches": grid[0] * grid[1],
+                "mean_similarity_a2b": found.scores_ab[row].mean().item(),
+                "mean_similarity_b2a": found.scores_ba[row].mean().item(),
+                "mean_mismatch_a": maps[0][row].mean().item(), "mean_mismatch_b": maps[1][row].mean().item(),
+                "mutual_matches": mutual.float().mean().item(),
+                "mean_displacement": moved[row][mutual].mean().item() if mutual.any() else None,
+            }  # fmt: skip
+            drawing = PairDrawing(
+                a[row].picture, b[row].picture, grid, found.scores_ab[row].numpy(), found.scores_ba[row].numpy(),
+                maps[0][row].numpy(), maps[1][row].numpy(), found.index_ab[row].numpy(), mutual.numpy(),
+                *(None if x is None else x[row] for x in colors),
+            )  # fmt: skip
+            yield facts, drawing
+
+    def _finish(
+        self, link: _Link, distance: float, facts: dict[str, Any], drawing: PairDrawing | None
+    ) -> Future[dict[str, float | None]] | None:
+        metrics = self.plan.metrics if len(link.item.images) == 2 else ()
+        if not metrics and drawing is None:
+            return None
+        paths = [link.item.images[end] for end in link.ends]
+        folder = summary = None
+        if drawing is not None:
+            folder = str(self.plan.folder_of(link.item, link.ends))
+            named = {"image_a": os.path.basename(paths[0]), "image_b": os.path.basename(paths[1])}
+            size = {"embedding_dim": self.encoder.dim, "cosine_distance": distance}
+            summary = named | facts | size | {"output_dir": folder}
+            facts["output_dir"] = folder
+        stride, relative = self.plan.arrow_stride, self.plan.compat
+        return self.finishers.submit(Job(*paths, metrics, folder, drawing, summary, stride, relative))
+
+    def results(
+        self, progress: Progress | None, before: int, total: int
+    ) -> tuple[list[PairResult | TripletResult], list[Failure]]:
+        """Of all items, once every round has run."""
+        results: list[PairResult | TripletResult] = []
+        failed: list[Failure] = []
+        for item in self._items:
+            try:
+                if item.number in self._errors:
+                    raise self._errors[item.number]
+                with self.timings.stage("finish"):
+                    compared = [self._found[item.number, ends] for ends in item.links]
+                    finished = [{} if one.finished is None else one.finished.result() for one in compared]
+            except VsimError as error:
+                failure = Failure(number=item.number, images=list(item.images), label=item.label, reason=str(error))
+                failed.append(failure)
+                continue
+            make = self._pair if len(item.images) == 2 else self._triplet
+            results.append(make(item, compared, finished))
+        if progress:
+            progress.advance("pairs", total, total)
+        return results, failed
+
+    def _common(self, item: Item) -> dict[str, Any]:
+        facts = [self._facts[image] for image in item.images]
+        notes = []
+        if len({size for size, _ in facts}) > 1:
+            sizes = ", ".join("{1}x{0}".format(*size) for size, _ in facts)
+            notes.append(
+                f"sizes differ ({sizes}): each was resized to the encoder's input, and for metrics to the first"
+            )
+        for image, (_, said) in zip(item.images, facts, strict=True):
+            notes += [f"{os.path.basename(image)}: {note}" for note in said]
+        label = {} if item.label is None else {"label": item.label}
+        return {"number": item.number, "embedding_dim": self.encoder.dim, "notes": notes} | label
+
+    def _pair(self, item: Item, compared: list[_Compared], finished: list[dict[str, Any]]) -> PairResult:
+        a, b = item.images
+        (one,), (metrics,) = compared, finished
+        return PairResult(
+            image_a=os.path.basename(a), image_b=os.path.basename(b), path_a=a, path_b=b,
+            cosine_similarity=1 - one.cosine_distance, cosine_distance=one.cosine_distance,
+            patch_distance=one.patch_distance, **metrics, **one.dense, **self._common(item),
+        )  # fmt: skip
+
+    def _triplet(self, item: Item, compared: list[_Compared], finished: list[dict[str, Any]]) -> TripletResult:
+        names = ("0t", "t1", "01")
+        patch = [one.patch_distance for one in compared]
+        distances = {
+            f"{kind}_{name}": getattr(one, kind)
+            for kind in ("cosine_distance", "patch_distance")
+            for name, one in zip(names, compared, strict=True)
+        }
+        folder = {"output_dir": str(self.plan.folder / f"pair_{item.number:03d}")} if self.plan.visualize else {}
+        return TripletResult(
+            **dict(zip(("image_0", "image_t", "image_1"), map(os.path.basename, item.images), strict=True)),
+            paths=list(item.images), cosine_distance=sum(one.cosine_distance for one in compared[:2]),
+            patch_distance=sum(patch[:2]), stands_out=(patch[0] + patch[1]) / 2 - patch[2],
+            **distances, **folder, **self._common(item),
+        )  # fmt: skip
+
+
+def _item(number: int, images: Sequence[str | os.PathLike]) -> Item:
+    if isinstance(images, (str, os.PathLike)) or len(images) not in (2, 3):
+        raise UsageError(f"items must be two or three paths each, got {images!r}")
+    return Item(number, tuple(map(os.fspath, images)))
+
+
+def _check(
+    items: Sequence[Item | Failure], visualize: bool, output_dir: Any, arrow_stride: int, metrics: Iterable[str]
+) -> None:
+    if not items:
+        raise UsageError("there are no pairs to compare")
+    if visualize and output_dir is None:
+        raise UsageError("visualize needs an output_dir for the pictures")
+    if arrow_stride < 1:
+        raise UsageError(f"arrow_stride must be 1 or more, got {arrow_stride}")
+    for name in metrics:
+        if name not in METRICS:
+            raise UsageError(f"metrics must be of {', '.join(METRICS)}, got {name!r}")
+
+
+def _images_at_a_time(encoder: Encoder) -> int:
+    size = encoder.grid[0] * encoder.grid[1] * encoder.dim * encoder.token_dtype.itemsize
+    size += 3 * encoder.preprocess.size[0] * encoder.preprocess.size[1]
+    return max(16, int(MEMORY_SHARE * free_memory(encoder.device)) // size)
+
+
+def _notes(encoder: Encoder) -> list[str]:
+    return [f"{encoder.spec}: random weights; the numbers mean nothing"] if encoder.random_weights else []
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
