@@ -30,8 +30,8 @@ class VfiEncoder(TimmEncoder):
     Its authors' embedding of an image is the mean over CLS and patch tokens after the last norm.
 
     Attributes:
-        checkpoint: `matched` of `total` tensors of the tower; `embedding_head`: whether the file stores one (no score
-            uses it); `ignored`: how many entries of the file are neither.
+        checkpoint: `tower` (timm's name) and its `blocks`, both read from the tensors; `matched` of `total` tensors;
+            `embedding_head`: whether one is stored (no score uses it); `ignored`: how many entries are neither.
     """
 
     checkpoint: dict[str, Any]
@@ -64,7 +64,7 @@ def load(spec: Spec, *, image_size: int | None, fit: str, offline: bool) -> VfiE
     encoder = VfiEncoder(spec, network, preprocess, patch_size=PATCH, dim=network.embed_dim)
     total = len(network.state_dict())
     encoder.checkpoint = {
-        "matched": total, "total": total,
+        "tower": name, "blocks": depth, "matched": total, "total": total,
         "embedding_head": "stored, not used" if parts.head else None,
         "ignored": parts.others + len(parts.base) - total,
     }  # fmt: skip
