@@ -115,6 +115,7 @@ def test_tokens_and_attention_match_the_library(case, tmp_path):
     save(case, tmp_path)
     encoder = load_encoder(f"hf:{tmp_path}", "cpu", "float32", size)
     assert encoder.attention_kind == kind and not encoder.random_weights and encoder.dim == 48
+    assert encoder.has_cls_token == (kind == CLS_ROW)
     pixels = torch.randn(3, 3, size, size)
     tokens = encoder.forward(pixels)
     patches, cls, attention = oracle(case, tmp_path, pixels)

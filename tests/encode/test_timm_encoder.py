@@ -71,7 +71,7 @@ def test_tokens_and_attention_match_timm(name):
     with KeepSoftmax() as seen:
         features = network.forward_features(pixels)
         pooled = network.forward_head(features, pre_logits=True) if kind == PROBE_ROW else None
-    assert encoder.attention_kind == kind
+    assert encoder.attention_kind == kind and encoder.has_cls_token == (kind == CLS_ROW)
     assert_matches_reference(tokens.patches, features[:, prefix:], dtype=torch.float32, atol=2e-5)  # values up to 4
     assert tokens.patches.shape == (3, encoder.grid[0] * encoder.grid[1], encoder.dim)
     if kind == POOLED_ROW:

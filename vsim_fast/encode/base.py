@@ -75,6 +75,7 @@ class Encoder(ABC):
         preprocess: resize, crop and normalisation.
         patch_size: pixels per patch side.  grid: (Hp, Wp).  dim: D.
         random_weights: True for `@random` specs; shown in every output.
+        has_cls_token: Tokens.cls is a token of the sequence, so that it can be averaged with the patches.
         attention_kind: what `attention` means for this encoder, one line.
     """
 
@@ -87,6 +88,7 @@ class Encoder(ABC):
     grid: tuple[int, int]
     dim: int
     random_weights: bool = False
+    has_cls_token: bool = False
     attention_kind: str = "CLS-row attention of the last layer, mean over heads"
     batch_size: int = 32
     """Most frames per forward pass; halved for good when memory runs out."""

@@ -18,26 +18,51 @@ from torch.overrides import TorchFunctionMode
 from vsim_fast.errors import EncoderError
 
 SEED = 0  # of every `@random` model
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "teacher")
+LFS_POINTER = b"version https://git-lfs"
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """Tensors of one checkpoint file, on the CPU; the usual wrapper keys (`state_dict`, `model`, …) are opened.
 
     Raises:
-        EncoderError: no such file, unknown suffix, not readable without unpickling, or no tensors inside.
+        EncoderError: as `read_checkpoint`, or no tensors inside.
+    """
+    tensors = {key: value for key, value in opened(read_checkpoint(path))[-1].items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise EncoderError(f"{path}: holds no tensors by name")
+    return tensors
+
+
+def opened(content: object) -> list[Mapping]:
+    """`content` and the mapping inside each wrapper key, outermost first; what is no mapping counts as an empty one."""
+    levels = [content if isinstance(content, Mapping) else {}]
+    for key in WRAPPERS:
+        if isinstance(levels[-1].get(key), Mapping):
+            levels.append(levels[-1][key])
+    return levels
+
+
+def read_checkpoint(path: Path) -> object:
+    """What one checkpoint file holds, tensors on the CPU.
+
+    Raises:
+        EncoderError: no such file, unknown suffix, a Git LFS pointer, or not readable without unpickling.
     """
     if not path.is_file():
         raise EncoderError(f"{path}: no such checkpoint file")
     if path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
         raise EncoderError(f"{path}: a checkpoint must end in .safetensors, .pt, .pth or .bin")
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise EncoderError(f"{path}: a Git LFS pointer, not the weights themselves; fetch them with git lfs pull")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(path)
-        else:
-            with warnings.catch_warnings(action="ignore"):  # on pickle protocols
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
+            return load_file(path)
+        with warnings.catch_warnings(action="ignore"):  # on pickle protocols
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
     except UnpicklingError:  # torch's own message advises to unpickle
         raise EncoderError(
             f"{path}: not a checkpoint of tensors only; save its state dict as .safetensors where you trust it"
@@ -45,14 +70,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # each reader has its own types: zip, pickle, header, size
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise EncoderError(f"{path}: not a readable tensor checkpoint ({reason[:200]})") from None
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model", "module", "teacher"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    entries = state.items() if isinstance(state, Mapping) else ()
-    tensors = {key: value for key, value in entries if isinstance(value, Tensor)}
-    if not tensors:
-        raise EncoderError(f"{path}: holds no tensors by name")
-    return tensors
 
 
 def read_folder(folder: Path, wanted: Callable[[str], bool] = lambda key: True) -> dict[str, Tensor]:

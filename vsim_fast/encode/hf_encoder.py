@@ -58,6 +58,10 @@ class HFEncoder(NetworkEncoder):
         self.family = family
         super().__init__(*args, **kwargs)
 
+    @property
+    def has_cls_token(self) -> bool:
+        return not self.family.startswith("siglip")
+
     def tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         network = self.network
         match self.family:
@@ -70,7 +74,7 @@ class HFEncoder(NetworkEncoder):
             case _:
                 out = network(pixels)
         hidden = out.last_hidden_state  # [B, prefix + P, D]
-        if self.family.startswith("siglip"):
+        if not self.has_cls_token:
             return hidden, out.pooler_output
         if self.family == "clip":
             hidden = getattr(network, "vision_model", network).post_layernorm(hidden)
@@ -83,9 +87,8 @@ class HFEncoder(NetworkEncoder):
             self.attention_kind = PROBE_ROW
             return ProbeTap(head)
         layers = max((m for m in self.network.modules() if isinstance(m, nn.ModuleList)), key=len)
-        pooled = self.family.startswith("siglip")
-        self.attention_kind = POOLED_ROW if pooled else CLS_ROW
-        return AttentionTap(layers[-1], query="mean" if pooled else "first")
+        self.attention_kind = CLS_ROW if self.has_cls_token else POOLED_ROW
+        return AttentionTap(layers[-1], query="first" if self.has_cls_token else "mean")
 
 
 def pixel_rows(pixels: Tensor, patch: int) -> Tensor:

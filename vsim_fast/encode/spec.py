@@ -32,6 +32,10 @@ KINDS = {  # the one table of encoders
         ("videollama3:FOLDER", "videollama3:FOLDER@random"), "videollama3",
         "VideoLLaMA3 vision encoder, four checkpoint layouts", "transformers/models/video_llama_3",
     ),
+    "vfi": Kind(
+        ("vfi:CHECKPOINT",), "vfi",
+        "DINOv2 fine-tuned to judge interpolated frames: merged VFI-Similarity or NOVA checkpoint", "timm",
+    ),
 }  # fmt: skip
 
 
@@ -41,7 +45,7 @@ class Spec:
 
     kind: str
     name: str = ""
-    """Model name, hub id or folder; empty for `builtin`."""
+    """Model name, hub id, folder or (vfi) checkpoint file; empty for `builtin`."""
     source: str | None = None
     """What follows `@`: "random", or a checkpoint path (timm only)."""
 
@@ -50,10 +54,12 @@ class Spec:
         """Raises EncoderError, naming the accepted forms, for anything else."""
         kind, colon, rest = text.partition(":")
         # model names hold no "@", folders may: for those only the suffix counts
-        if kind == "timm" or not rest.endswith("@random"):
-            name, at, source = rest.partition("@") if kind == "timm" else (rest, "", "")
-        else:
+        if kind == "timm":
+            name, at, source = rest.partition("@")
+        elif kind != "vfi" and rest.endswith("@random"):
             name, at, source = rest.removesuffix("@random"), "@", "random"
+        else:
+            name, at, source = rest, "", ""
         spec = cls(kind, name, source if at else None)
         if kind not in KINDS or (kind == "builtin") != (not colon) or (colon and not name) or (at and not source):
             forms = ", ".join(form for known in KINDS.values() for form in known.forms)
@@ -67,7 +73,11 @@ class Spec:
     @property
     def portable_name(self) -> str:
         """The spec without local folders, equal on every machine."""
-        name = Path(self.name).resolve().name if self.kind != "timm" and Path(self.name).is_dir() else self.name
+        name = self.name
+        if self.kind == "vfi":
+            name = Path(name).name
+        elif self.kind != "timm" and Path(name).is_dir():
+            name = Path(name).resolve().name
         return f"{self.kind}:{name}{'@random' if self.random else ''}"
 
     def __str__(self) -> str:

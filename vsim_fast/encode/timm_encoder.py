@@ -32,16 +32,20 @@ class TimmEncoder(NetworkEncoder):
     the mean patch query of the last block.
     """
 
+    @property
+    def has_cls_token(self) -> bool:
+        return self.network.cls_token is not None
+
     def tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         network = self.network
         out = network.forward_features(pixels)  # [B, prefix + P, D]
         patches = out[:, network.num_prefix_tokens :]
-        if network.cls_token is not None:
+        if self.has_cls_token:
             return patches, out[:, 0]
         return patches, None if network.attn_pool is None else network.forward_head(out, pre_logits=True)
 
     def tap(self) -> AttentionTap:
-        if self.network.cls_token is not None:
+        if self.has_cls_token:
             self.attention_kind = CLS_ROW
             return AttentionTap(self.network.blocks[-1])
         if self.network.attn_pool is not None:
@@ -83,7 +87,7 @@ def load(spec: Spec, *, image_size: int | None, fit: str, offline: bool, **overr
         state = read_state(path)
         with SkipInit():
             network = _build(spec, options)
-        load_matching(network, _adapt(network, state), path)
+        load_matching(network, adapt(network, state), path)
     patch = network.patch_embed.patch_size[0]
     size = check_image_size(image_size, config.input_size[-1], patch)
     if config.interpolation not in ("bicubic", "bilinear"):
@@ -106,7 +110,7 @@ def _build(spec: Spec, options: dict) -> nn.Module:
     return network
 
 
-def _adapt(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def adapt(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """`state` under timm's own names (original releases are renamed), position table resampled, heads dropped."""
     adapt = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if adapt:
