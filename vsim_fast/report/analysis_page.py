@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vsim_fast.report.heatmaps import viridis
 from vsim_fast.report.page import render, to_base64
+from vsim_fast.report.png import colour_table
 from vsim_fast.similarity import Stats
 from vsim_fast.store import atomic_path
 
@@ -96,7 +96,7 @@ def write_report(path: str | os.PathLike[str], data: ReportData) -> dict[str, fl
     kept = np.linspace(0, count - 1, min(count, PAGE_FRAMES)).astype(np.int64)
     triangle = similarity[np.ix_(kept, kept)][np.triu_indices(len(kept))]
     page_data = {
-        "pts": np.round(pts, 4).tolist(), "grid": [rows, columns], "viridis": to_base64(viridis(256)),
+        "pts": np.round(pts, 4).tolist(), "grid": [rows, columns], "viridis": to_base64(colour_table("viridis", 256)),
         "similarity": {"frames": kept.tolist(), "triangle": to_base64(np.round(triangle * 32767).astype("<i2"))},
         "position": to_base64(position_mean.astype("<f4")),
         "explorer": {

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vsim_fast.report.png import GREY_INDEX, LEVELS, font, palette, shortened, to_levels, write_png
 from vsim_fast.store import atomic_path
 
 FIGURE_INCHES, DPI = (10, 8), 300
@@ -19,8 +18,6 @@ CELLS_PX = 2048
 """Most pixels a side of the cells: 2 per cell for a grid of 32×32 patches."""
 LEFT, TOP = 370, 150
 """Pixel at which the cells begin: room for the tick labels and the title."""
-LEVELS, GREYS = 224, 32
-"""One palette of 256: levels of the colour table, then greys for frame and text."""
 
 
 class _Template(NamedTuple):
@@ -67,33 +64,13 @@ class HeatmapWriter:
         template = self._templates[len(values), xlabel, ylabel, vmin, vmax]
         left, top, side = template.box
         page = template.page.copy()
-        levels = ((values - vmin) * (LEVELS / (vmax - vmin))).clip(0, LEVELS - 1).astype(np.uint8)
+        levels = to_levels(values, vmin, vmax)
         # Larger than the box: average cells, so that thin structure fades instead of vanishing.
         resample = Image.Resampling.NEAREST if len(values) <= side else Image.Resampling.BOX
         page[top : top + side, left : left + side] = Image.fromarray(levels).resize((side, side), resample)
         _draw_title(page, title, centre=left + side // 2, bottom=top)
-        picture = Image.frombuffer("P", (WIDTH, HEIGHT), page, "raw", "P", 0, 1)
-        picture.putpalette(_palette())
         with atomic_path(path) as temporary:
-            picture.save(temporary, "PNG", compress_level=1, dpi=(DPI, DPI))
-
-
-@cache
-def viridis(levels: int) -> np.ndarray:
-    """uint8 [levels, 3], the colour table at `levels` even steps."""
-    from matplotlib import colormaps
-
-    return (colormaps["viridis"](np.linspace(0, 1, levels))[:, :3] * 255 + 0.5).astype(np.uint8)
-
-
-@cache
-def _palette() -> bytes:
-    greys = np.linspace(0, 255, GREYS).round().astype(np.uint8)[:, None].repeat(3, 1)
-    return np.concatenate([viridis(LEVELS), greys]).tobytes()
-
-
-GREY_INDEX = ((np.arange(256) * (GREYS - 1) + 127) // 255 + LEVELS).astype(np.uint8)
-"""Palette index of each grey value."""
+            write_png(temporary, page, dpi=DPI, colours=palette("viridis"))
 
 
 def _cell_side(size: int) -> int:
@@ -143,25 +120,15 @@ def _draw_template(size: int, xlabel: str, ylabel: str, vmin: float, vmax: float
     return _Template(page, (left, top, side))
 
 
-@cache
-def _font(points: float):
-    from matplotlib import get_data_path
-    from PIL import ImageFont
-
-    return ImageFont.truetype(str(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), round(points * DPI / 72))
-
-
 def _draw_title(page: np.ndarray, title: str, *, centre: int, bottom: int) -> None:
     """Set `title` in one line above row `bottom`, in a smaller size and at last shortened where it is too wide."""
     from PIL import Image, ImageDraw
 
     title = " ".join(title.split())
     room = 2 * min(centre, WIDTH - centre) - 60
-    font = next((f for f in map(_font, (12, 10, 8)) if f.getlength(title) <= room), _font(8))
-    if font.getlength(title) > room:
-        while font.getlength(title + "…") > room:
-            title = title[:-1]
-        title += "…"
+    faces = [font(round(points * DPI / 72)) for points in (12, 10, 8)]
+    face = next((face for face in faces if face.getlength(title) <= room), faces[-1])
+    title = shortened(title, face, room)
     strip = Image.new("L", (WIDTH, bottom), 255)
-    ImageDraw.Draw(strip).text((centre, bottom - 30), title, fill=0, font=font, anchor="ms")
+    ImageDraw.Draw(strip).text((centre, bottom - 30), title, fill=0, font=face, anchor="ms")
     np.minimum(page[:bottom], GREY_INDEX[np.asarray(strip)], out=page[:bottom])  # tick labels reach up here
