@@ -18,14 +18,17 @@ LAYERS = [  # lowest first; names in one set are peers
     {"video", "encode", "store"},
     {"remote"},
     {"inputs"},
-    {"similarity", "alignment", "all_pairs", "pairs", "fingerprints", "retrieval", "nerv", "evaluation"},
+    {
+        "similarity", "image_quality", "alignment", "all_pairs", "pairs", "fingerprints", "retrieval", "nerv",
+        "evaluation",
+    },
     {"copies"},
     {"pipeline", "report", "motion_study", "feature_store", "grouping"},
     {"frame_encoder", "exports"},
     {"copy_reader", "vector_search"},
-    {"analysis", "comparison", "deduplication", "batch", "benchmark", "doctor", "models"},
+    {"analysis", "comparison", "frame_pairs", "deduplication", "batch", "benchmark", "doctor", "models"},
     {"cli"},
-]
+]  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = ("torch", "triton", "timm", "transformers", "av", "ray", "matplotlib", "numpy", "PIL")
 
