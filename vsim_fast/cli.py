@@ -75,6 +75,16 @@ class Reduce(StrEnum):
     topk = "topk"
 
 
+class Pooling(StrEnum):
+    all = "all"
+    patches = "patches"
+
+
+class OnLength(StrEnum):
+    shortest = "shortest"
+    error = "error"
+
+
 class SearchLevel(StrEnum):
     video = "video"
     frame = "frame"
@@ -127,8 +137,8 @@ def analyze(
         str,
         typer.Option(
             "--model",
-            help="builtin, timm:NAME[@PATH|@random], hf:ID-or-DIR[@random], videollama3:DIR; a plain folder means "
-            "videollama3:DIR.",
+            help="builtin, timm:NAME[@PATH|@random], hf:ID-or-DIR[@random], videollama3:DIR, vfi:CHECKPOINT; a plain "
+            "folder means videollama3:DIR.",
         ),
     ] = "builtin",
     output_dir: Annotated[Path, typer.Option(help="Where the results go.")] = Path("patch_analysis_results"),
@@ -254,6 +264,121 @@ def compare(
         _print_comparison(result)
     if result.status != "complete":
         raise typer.Exit(EXIT_PARTLY)
+
+
+@app.command()
+def pair(
+    frames: Annotated[
+        list[str] | None,
+        typer.Argument(help="Two images, or three in order of time: the middle one is judged.", show_default=False),
+    ] = None,
+    image_a: Annotated[str | None, typer.Option(help="The first of two, as an option.", show_default=False)] = None,
+    image_b: Annotated[str | None, typer.Option(help="The second, as an option.", show_default=False)] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help='JSON: a list of pairs, or {"pairs": [...]}; see the README.', show_default=False),
+    ] = None,
+    video: Annotated[
+        str | None, typer.Option(help="Judge every frame of a video (or folder of images).", show_default=False)
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The true video, frame by frame.", show_default="its own neighbours")
+    ] = None,
+    validate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Check the metrics: distort frames of a video, a folder, or folders of triplets by known amounts.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Model = "builtin",
+    model_name: Annotated[str | None, typer.Option(help="A timm model; --model timm:NAME.", show_default=False)] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A merged checkpoint; --model vfi:PATH.", show_default=False)
+    ] = None,
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            "--resize",
+            "--image-size",
+            help="Side of the encoder's input, a multiple of its patch.",
+            show_default="518, or the model's own",
+        ),
+    ] = None,
+    device: Device = "auto",
+    precision: OfEncoder = Precision.auto,
+    decoder: OfVideos = Decoder.auto,
+    visualize: Annotated[
+        bool, typer.Option("--visualize", help="Pictures of each pair: matches, mismatch, PCA.")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", "--output-dir", help="Where the results go.")] = Path("output"),
+    arrow_stride: Annotated[int, typer.Option(help="Patches between the arrows of the vector field.")] = 4,
+    no_pca: Annotated[bool, typer.Option("--no-pca", help="Without pca_features.png.")] = False,
+    compat: Annotated[
+        bool, typer.Option("--compat", help="Mismatch relative to each map, as the original tool's.")
+    ] = False,
+    pooling: Annotated[
+        Pooling, typer.Option(help="Tokens whose mean is the embedding: all with CLS, or the patches alone.")
+    ] = Pooling.all,
+    metrics: Annotated[
+        str, typer.Option(help="Of psnr,ssim,lpips (extra lpips), beside the distances; '' for none.")
+    ] = "psnr,ssim",
+    fps: Annotated[
+        float | None, typer.Option(help="Compare videos on a grid of time.", show_default="every frame, by number")
+    ] = None,
+    on_length: Annotated[
+        OnLength, typer.Option(help="Where video and reference differ in length.")
+    ] = OnLength.shortest,
+    worst: Annotated[int, typer.Option(help="Most worst frames of a video that get a picture.")] = 24,
+    count: Annotated[int, typer.Option(help="Frames that --validate distorts.")] = 8,
+    offline: Offline = False,
+    json_: Json = False,
+) -> None:
+    """How alike frames are, by deep features: two images, lists of pairs, a video against the truth or by itself."""
+    images = [*(frames or []), *(image for image in (image_a, image_b) if image is not None)]
+    asked = [bool(images), config is not None, video is not None, validate is not None].count(True)
+    if asked != 1 or (images and len(images) not in (2, 3)) or (reference is not None and video is None):
+        raise UsageError(
+            "give one of: two or three images, --config PAIRS.json, --video V [--reference TRUTH], --validate FRAMES"
+        )
+    from vsim_fast import frame_pairs
+    from vsim_fast.pipeline import Timings
+
+    timings = Timings()
+    timings.add("import", time.perf_counter() - STARTED)
+    spec = _pair_spec(model, model_name, checkpoint)
+    common = dict(
+        output_dir=out, pooling=pooling.value, metrics=[name for name in metrics.split(",") if name],
+        image_size=resize, device=device, precision=precision.value, offline=offline, timings=timings, started=STARTED,
+    )  # fmt: skip
+    if checkpoint is not None and model_name:
+        options = dict(device=device, precision=precision.value, offline=offline)
+        spec = frame_pairs.load_pair_encoder(spec, resize, **options)
+        frame_pairs.check_model_name(spec, model_name)
+    with _progress() as progress:
+        if validate is not None:
+            result: Any = frame_pairs.validate_metrics(validate, spec, count=count, progress=progress, **common)
+        elif video is not None:
+            result = frame_pairs.pair_video(
+                video, reference, spec, decoder=decoder.value, fps=fps, on_length=on_length.value, worst=worst,
+                progress=progress, **common,
+            )  # fmt: skip
+        else:
+            items = [images] if images else frame_pairs.read_config(config)
+            result = frame_pairs.pair_images(
+                items, spec, visualize=visualize, arrow_stride=arrow_stride, pca=not no_pca, compat=compat,
+                progress=progress, **common,
+            )  # fmt: skip
+    if json_:
+        print(json.dumps(result.as_dict(), allow_nan=False))
+    elif validate is not None:
+        _print_ladders(result)
+    elif video is not None:
+        _print_video_pair(result)
+    else:
+        _print_image_pairs(result)
+    if result.run.status != "complete":
+        raise typer.Exit(EXIT_NOTHING if result.run.status == "nothing" else EXIT_PARTLY)
 
 
 @app.command("eval")
@@ -771,12 +896,11 @@ def _print_analysis(summary: Any) -> None:
     Console().print(table)
     for note in summary.notes:
         print(f"note: {note}", file=sys.stderr)
-    encoder, size = summary.encoder, sum(summary.outputs.values())
+    size = sum(summary.outputs.values())
     print(
         f"{summary.frames} frames in {summary.timings['total']:.1f} s -> {summary.output_dir} "
         f"({len(summary.outputs) + 1} files, {_size(size)}); decoder {summary.decoder['backend']}, "
-        f"device {encoder['device']}, {encoder['token_dtype']}, encoder {encoder['spec']}"
-        + (" (random weights)" if encoder["random_weights"] else "")
+        f"{_of_encoder(summary.encoder)}"
     )
 
 
@@ -798,13 +922,11 @@ def _print_comparison(result: Any) -> None:
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"{result.verdict} ({result.rule})")
-    encoder = result.encoder
     backends = " and ".join(sorted({video.decoder["backend"] for video in (result.video1, result.video2)}))
     print(
         f"{result.video1.frames} and {result.video2.frames} frames in {result.timings['total']:.1f} s -> "
         f"{result.output_dir} (comparison.json, {', '.join(result.outputs)}); decoder {backends}, "
-        f"device {encoder['device']}, {encoder['token_dtype']}, encoder {encoder['spec']}"
-        + (" (random weights)" if encoder["random_weights"] else "")
+        f"{_of_encoder(result.encoder)}"
     )
 
 
@@ -828,14 +950,83 @@ def _print_pairs(result: Any) -> None:
         *(f"{Path(video.path).name}: {note}" for video in result.videos for note in video.notes),
     ):
         print(f"note: {note}", file=sys.stderr)
-    encoder = result.encoder
     print(
         f"{len(result.pairs)} pairs in {result.timings['total']:.1f} s -> {result.output_dir} (comparison.json); "
-        f"device {encoder['device']}, {encoder['token_dtype']}, encoder {encoder['spec']}"
+        f"{_of_encoder(result.encoder)}"
     )
 
 
 SHOWN_GROUPS, SHOWN_NOTES = 30, 20
+
+
+def _pair_spec(model: str, model_name: str | None, checkpoint: Path | None) -> str:
+    """The encoder by the options of the original tool, or by ours. A checkpoint says itself which model it holds."""
+    if model != "builtin" and (model_name or checkpoint):
+        raise UsageError("give one of --model, --model-name and --checkpoint")
+    if checkpoint is not None:
+        return f"vfi:{checkpoint}"
+    return f"timm:{model_name}" if model_name else _encoder_spec(model)
+
+
+def _print_image_pairs(result: Any) -> None:
+    pairs = [one for one in result.results if hasattr(one, "image_a")]
+    triplets = [one for one in result.results if not hasattr(one, "image_a")]
+    run = result.run
+    if pairs:
+        metrics = run.settings["metrics"]
+        table = _table("pair", "image a", "image b", "cosine distance", "patch distance", *metrics)
+        for one in pairs[:SHOWN_GROUPS]:
+            names = (_escape(name) for name in _told_apart(one.path_a, one.path_b))
+            numbers = (f"{one.cosine_distance:.4f}", f"{one.patch_distance:.4f}")
+            table.add_row(str(one.number), *names, *numbers, *(_figure(getattr(one, name), 3) for name in metrics))
+        _console().print(table)
+    if triplets:
+        table = _table("triplet", "middle frame", "cosine distance", "patch distance", "stands out")
+        for one in triplets[:SHOWN_GROUPS]:
+            numbers = (f"{one.cosine_distance:.4f}", f"{one.patch_distance:.4f}", f"{one.stands_out:+.4f}")
+            table.add_row(str(one.number), _escape(one.image_t), *numbers)
+        _console().print(table)
+    if (rest := max(len(pairs), len(triplets)) - SHOWN_GROUPS) > 0:
+        print(f"and {rest} more, see {run.output_dir}/results.json")
+    for failure in run.failed[:SHOWN_GROUPS]:
+        print(f"not compared: pair {failure.number}: {failure.reason}", file=sys.stderr)
+    _print_note_lines(run.notes, ((f"pair {one.number}", one.notes) for one in result.results))
+    averages = ""
+    if run.compared:
+        averages = f"; on average cosine distance {run.mean_cosine_distance:.4f}, patch {run.mean_patch_distance:.4f}"
+    print(
+        f"{run.compared} of {run.compared + len(run.failed)} compared ({run.images} images) in "
+        f"{run.timings['total']:.1f} s{averages} -> {run.output_dir}; {_of_encoder(run.encoder)}"
+    )
+
+
+def _told_apart(a: str, b: str) -> tuple[str, str]:
+    """Names of two files, with their folders where the names alone are equal."""
+    names = os.path.basename(a), os.path.basename(b)
+    return names if names[0] != names[1] else (a, b)
+
+
+def _print_video_pair(result: Any) -> None:
+    from vsim_fast.frame_pairs.videos import verdict
+
+    (one,), run = result.results, result.run
+    if one.worst_frames:
+        metrics = [name for name in run.settings["metrics"] if getattr(one, name) is not None]
+        table = _table("frame", "at", "patch distance", "expected", "cosine distance", *metrics, "picture")
+        for worst in one.worst_frames[:SHOWN_GROUPS]:
+            numbers = (worst.patch_distance, worst.expected, worst.cosine_distance)
+            shown = (*(_figure(number, 4) for number in numbers), *(_figure(getattr(worst, n), 3) for n in metrics))
+            table.add_row(str(worst.frame), f"{worst.time_seconds:.2f} s", *shown, worst.picture or "")
+        _console().print(table)
+        if (rest := len(one.worst_frames) - SHOWN_GROUPS) > 0:
+            print(f"and {rest} more, see {run.output_dir}/results.json")
+    _print_note_lines(run.notes, ())
+    print(verdict(one))
+    backends = " and ".join(sorted({decoder["backend"] for decoder in run.decoder.values()}))
+    print(
+        f"{run.timings['total']:.1f} s -> {run.output_dir} (report.html, frames.csv, {len(run.outputs)} files); "
+        f"decoder {backends}, {_of_encoder(run.encoder)}"
+    )
 
 
 def _print_duplicates(result: Any, *, against: bool) -> None:
@@ -869,16 +1060,15 @@ def _print_duplicates(result: Any, *, against: bool) -> None:
                 f"not {'read' if file.status == 'failed' else 'compared'}: {file.path}: {file.reason}", file=sys.stderr
             )
     _print_notes(result)
-    counts, encoder = result.counts, result.encoder
+    counts = result.counts
     grouped = sum(len(group.members) for group in result.groups)
     found = f"{len(result.matches)} matches" if against else f"{len(result.groups)} groups of {grouped} videos"
     decoders = " and ".join(sorted({file.decoder for file in result.files if file.decoder}))
     print(
         f"{counts['videos']} videos ({counts['features_computed']} new), {counts['pairs']} pairs "
         f"({counts['pairs_computed']} new) in {result.timings['total']:.1f} s: {found} -> {result.output_dir} "
-        f"({', '.join(result.outputs)}, summary.json); decoder {decoders}, device {encoder['device']}, "
-        f"{encoder['token_dtype']}, encoder {encoder['spec']}"
-        + (" (random weights)" if encoder["random_weights"] else "")
+        f"({', '.join(result.outputs)}, summary.json); decoder {decoders}, "
+        f"{_of_encoder(result.encoder)}"
     )
 
 
@@ -889,14 +1079,13 @@ def _print_embedded(result: Any) -> None:
     if (rest := len(result.failed_videos) - SHOWN_GROUPS) > 0:
         print(f"and {rest} more that failed, see summary.json", file=sys.stderr)
     _print_note_lines(result.notes, ((video["video_path"], video["notes"]) for video in result.results))
-    encoder, seconds = result.encoder, result.timings["total"]
+    seconds = result.timings["total"]
     decoders = " and ".join(sorted({video["decoder"] for video in result.results if video["decoder"]})) or "none"
     state = {"interrupted": "interrupted: ", "stopped": "stopped, too many failures: "}.get(result.status, "")
     print(
         f"{state}{result.processed} of {result.total_videos} videos have their embedding ({result.computed} new, "
         f"{result.frames} frames), {result.failed} failed, in {seconds:.1f} s -> {result.output_dir}; "
-        f"decoder {decoders}, device {encoder['device']}, {encoder['token_dtype']}, encoder {encoder['spec']}"
-        + (" (random weights)" if encoder["random_weights"] else "")
+        f"decoder {decoders}, {_of_encoder(result.encoder)}"
     )
 
 
@@ -1005,6 +1194,11 @@ def _synthetic_study(output_dir: Path, json_: bool) -> None:
         print(f"error: {failure}", file=sys.stderr)
     if not study.ok:
         raise typer.Exit(EXIT_ERROR)
+
+
+def _of_encoder(encoder: dict[str, Any]) -> str:
+    weights = " (random weights)" if encoder["random_weights"] else ""
+    return f"device {encoder['device']}, {encoder['token_dtype']}, encoder {encoder['spec']}{weights}"
 
 
 def _encoder_spec(model: str) -> str:

@@ -7,12 +7,33 @@ of every metric on distortions of known strength.
 
 from __future__ import annotations
 
-from vsim_fast.frame_pairs.config import read_config
-from vsim_fast.frame_pairs.images import pair_images
-from vsim_fast.frame_pairs.records import Failure, Item, PairBatch, PairResult, PairRun, TripletResult
-from vsim_fast.frame_pairs.videos import VideoComparison, VideoPair, pair_video
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "Failure", "Item", "PairBatch", "PairResult", "PairRun", "TripletResult", "VideoComparison", "VideoPair",
-    "pair_images", "pair_video", "read_config",
-]  # fmt: skip
+_EXPORTS = {  # public name -> module that defines it; loaded on first access: worker processes need little of it
+    "read_config": "config",
+    "load_pair_encoder": "images",
+    "pair_images": "images",
+    "Failure": "records",
+    "Item": "records",
+    "PairBatch": "records",
+    "PairResult": "records",
+    "PairRun": "records",
+    "TripletResult": "records",
+    "VFISimilarityModel": "original",
+    "check_model_name": "original",
+    "compute_cosine_distance": "original",
+    "load_model": "original",
+    "pick_device": "original",
+    "run_visualization": "original",
+    "VideoComparison": "videos",
+    "VideoPair": "videos",
+    "pair_video": "videos",
+}
+__all__ = [*_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)

@@ -7,9 +7,11 @@ import subprocess
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from typing import Any
 
 from vsim_fast.errors import WorkerDied
+from vsim_fast.frame_pairs.finish_worker import Job, finish
+from vsim_fast.image_quality import Lpips
+from vsim_fast.ops._threads import one_thread
 from vsim_fast.pipeline.fork_server import start_python
 
 AHEAD = 2
@@ -17,23 +19,33 @@ AHEAD = 2
 
 
 class Finishers:
-    """Runs jobs in `count` processes; a context manager. A process that dies costs its job, and another takes over."""
+    """Runs `count` jobs at a time, those that draw in processes; a context manager.
 
-    def __init__(self, count: int):
-        self._idle: queue.SimpleQueue[tuple[subprocess.Popen, Connection] | None] = queue.SimpleQueue()
+    Args:
+        processes: False draws here, too: starting a process takes longer than a few pictures.
+    A process that dies costs its job, and another takes over.
+    """
+
+    def __init__(self, count: int, *, processes: bool, lpips: Lpips | None = None):
+        self._processes = processes
+        self._idle: queue.LifoQueue[tuple[subprocess.Popen, Connection] | None] = queue.LifoQueue()
         for _ in range(count):
             self._idle.put(None)  # started when first needed
         self._room = threading.Semaphore(count * (1 + AHEAD))
         self._threads = ThreadPoolExecutor(count, "vsim-finish")
+        self._lpips = lpips
 
-    def submit(self, job: Any) -> Future[dict[str, float | None]]:
+    def submit(self, job: Job) -> Future[dict[str, float | None]]:
         """Waits while too many jobs are under way. The future raises what the job raised, or WorkerDied."""
         self._room.acquire()
         future = self._threads.submit(self._run, job)
         future.add_done_callback(lambda _: self._room.release())
         return future
 
-    def _run(self, job: Any) -> dict[str, float | None]:
+    def _run(self, job: Job) -> dict[str, float | None]:
+        if job.drawing is None or not self._processes:
+            with one_thread():
+                return finish(job, self._lpips)
         worker = self._idle.get()
         try:
             if worker is None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from vsim_fast.encode import load_encoder
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import UnsupportedVideo, UsageError, VsimError
+from vsim_fast.frame_pairs.dense import compare_densely
 from vsim_fast.frame_pairs.finish_worker import METRICS, Job
 from vsim_fast.frame_pairs.finishing import Finishers
 from vsim_fast.frame_pairs.records import (
@@ -35,18 +36,7 @@ from vsim_fast.frame_pairs.records import (
     results_as_dicts,
 )
 from vsim_fast.image_quality import Lpips
-from vsim_fast.pairs import (
-    Correspondence,
-    Pooling,
-    correspondence,
-    cosine_distance,
-    displacement,
-    joint_pca,
-    mismatch,
-    pca_colors,
-    pooled_embedding,
-    pooled_patch_distance,
-)
+from vsim_fast.pairs import Pooling, cosine_distance, pooled_embedding, pooled_patch_distance
 from vsim_fast.pipeline import Timings, stream_videos
 from vsim_fast.pipeline.many import MEMORY_SHARE, Frames, early_server, free_memory
 from vsim_fast.pipeline.reading import Failed, Finished, Opened, Task
@@ -62,6 +52,8 @@ DEFAULT_METRICS = ("psnr", "ssim")
 CUDA_PAIRS = 16
 """Pairs compared at a time on a GPU; on a CPU one by one, which is as fast."""
 MOST_FINISHERS = 12
+MANY = 8
+"""Items from which on it pays to start processes, which takes seconds of a core each."""
 
 
 def load_pair_encoder(spec: str, image_size: int | None, **options: Any) -> Encoder:
@@ -110,17 +102,18 @@ def pair_images(
     timings = timings or Timings()
     items = [item if isinstance(item, (Item, Failure)) else _item(n, item) for n, item in enumerate(items, 1)]
     _check(items, visualize, output_dir, arrow_stride, metrics)
-    if "lpips" in metrics:
-        Lpips()  # complains before the work begins
+    lpips = Lpips() if "lpips" in metrics else None
+    isolate = None if len(items) >= MANY else False
     with ExitStack() as stack:
-        server = early_server(device if isinstance(encoder, str) else str(encoder.device), "auto", None)
+        server = early_server(device if isinstance(encoder, str) else str(encoder.device), "auto", isolate)
         if server is not None:
             stack.callback(server.close)
         if isinstance(encoder, str):
             with timings.stage("load_encoder"):
                 encoder = load_pair_encoder(encoder, image_size, device=device, precision=precision, offline=offline)
         cores = usable_cores()
-        finishers = stack.enter_context(Finishers(min(cores, MOST_FINISHERS)))
+        count = min(cores, MOST_FINISHERS)
+        finishers = stack.enter_context(Finishers(count, processes=len(items) >= MANY, lpips=lpips))
         folder = None if output_dir is None else Path(output_dir)
         plan = _Plan(folder, visualize, arrow_stride, pca, compat, pooling, tuple(metrics))
         comparing = _Comparing(encoder, plan, finishers, timings)
@@ -129,7 +122,7 @@ def pair_images(
         for item in todo:
             comparing.expect(item)
         for window in windows(todo, _images_at_a_time(encoder)):
-            for _ in comparing.run(window, server):
+            for _ in comparing.run(window, isolate, server):
                 if progress:
                     progress.advance("pairs", comparing.ended + len(failed), len(items))
             server = None  # ended with its stream
@@ -240,7 +233,7 @@ class _Comparing:
     def expect(self, item: Item) -> None:
         self._items.append(item)
 
-    def run(self, items: list[Item], server: Any) -> Iterator[None]:
+    def run(self, items: list[Item], isolate: bool | None, server: Any) -> Iterator[None]:
         """Encode and compare the items of one round; yields now and then."""
         waiting: dict[str, list[Item]] = {}
         missing: dict[int, set[str]] = {}
@@ -250,7 +243,8 @@ class _Comparing:
                 waiting.setdefault(image, []).append(item)
                 self._needed[image] += 1
         tasks = [Task(n, image, image) for n, image in enumerate(waiting)]
-        stream = stream_videos(tasks, self.encoder, Sampling("all"), server=server, timings=self.timings)
+        options = dict(isolate=isolate, server=server, timings=self.timings)
+        stream = stream_videos(tasks, self.encoder, Sampling("all"), **options)
         opened: dict[int, Opened] = {}
         with closing(stream):
             for event in stream:
@@ -318,40 +312,15 @@ class _Comparing:
             local = pooled_patch_distance(cosine_distance(patches_a, patches_b))
             dense = [({}, None)] * len(links)
             if self.plan.visualize:
-                dense = list(self._dense(patches_a, patches_b, a, b))
+                pictures = [[image.picture for image in side] for side in (a, b)]
+                options = dict(compat=self.plan.compat, pca=self.plan.pca)
+                dense = compare_densely(patches_a, patches_b, *pictures, self.encoder.grid, **options)
             pooled, local = pooled.tolist(), local.tolist()
         for link, distance, patch_distance, (facts, drawing) in zip(links, pooled, local, dense, strict=True):
             finished = self._finish(link, distance, facts, drawing)
             self._found[link.item.number, link.ends] = _Compared(distance, patch_distance, facts, finished)
             if link.ends == link.item.links[-1]:
                 self._done(link.item)
-
-    def _dense(
-        self, patches_a: Tensor, patches_b: Tensor, a: list[_Image], b: list[_Image]
-    ) -> Iterator[tuple[dict[str, Any], PairDrawing]]:
-        grid = self.encoder.grid
-        found = correspondence(patches_a, patches_b)
-        maps = mismatch(found, compat=self.plan.compat)
-        moved = displacement(found.index_ab, grid).float().norm(dim=-1)
-        colors = [pca_colors(x) for x in joint_pca(patches_a, patches_b)] if self.plan.pca else [None, None]
-        found, maps, moved = Correspondence(*(x.cpu() for x in found)), [x.cpu() for x in maps], moved.cpu()
-        colors = [None if x is None else x.cpu().numpy() for x in colors]
-        for row in range(len(a)):
-            mutual = found.mutual_ab[row]
-            facts = {
-                "grid_size": grid[0], "num_patches": grid[0] * grid[1],
-                "mean_similarity_a2b": found.scores_ab[row].mean().item(),
-                "mean_similarity_b2a": found.scores_ba[row].mean().item(),
-                "mean_mismatch_a": maps[0][row].mean().item(), "mean_mismatch_b": maps[1][row].mean().item(),
-                "mutual_matches": mutual.float().mean().item(),
-                "mean_displacement": moved[row][mutual].mean().item() if mutual.any() else None,
-            }  # fmt: skip
-            drawing = PairDrawing(
-                a[row].picture, b[row].picture, grid, found.scores_ab[row].numpy(), found.scores_ba[row].numpy(),
-                maps[0][row].numpy(), maps[1][row].numpy(), found.index_ab[row].numpy(), mutual.numpy(),
-                *(None if x is None else x[row] for x in colors),
-            )  # fmt: skip
-            yield facts, drawing
 
     def _finish(
         self, link: _Link, distance: float, facts: dict[str, Any], drawing: PairDrawing | None

@@ -37,30 +37,20 @@ class Failure(BaseModel):
     reason: str
 
 
-class Result(BaseModel):
-    """What every entry of results.json has. Only what was set is written."""
+class PairResult(BaseModel):
+    """An entry of results.json, with the original tool's names. Only what was set is written."""
 
     model_config = ConfigDict(extra="forbid")
-
-    number: int
-    label: Any = None
-    cosine_similarity: float | None = None
-    cosine_distance: float
-    """1 - cosine of the pooled embeddings; of a triplet the sum of those of the middle frame and both others."""
-    embedding_dim: int
-    patch_distance: float
-    """Root mean square of the cosine distances of patches at the same position; of a triplet the sum, likewise."""
-    notes: list[str] = []
-
-
-class PairResult(Result):
-    """Names as the original tool's."""
 
     image_a: str
     """File name without folders; `path_a` has them."""
     image_b: str
-    path_a: str
-    path_b: str
+    cosine_similarity: float
+    cosine_distance: float
+    """1 - cosine of the pooled embeddings."""
+    embedding_dim: int
+    patch_distance: float
+    """Root mean square over the patches of the cosine distance at the same position."""
     psnr: float | None = None
     """dB, of 8-bit RGB in the size of image_a; null where the pixels are equal."""
     ssim: float | None = None
@@ -76,24 +66,40 @@ class PairResult(Result):
     mean_displacement: float | None = None
     """Mean distance in patches from a patch of image_a to its best match, over mutual matches."""
     output_dir: str | None = None
+    number: int
+    """Of the item, from 1."""
+    label: Any = None
+    path_a: str
+    path_b: str
+    notes: list[str] = []
 
 
-class TripletResult(Result):
-    """A frame between two others. 0t, t1, 01 are the pairs (I0, It), (It, I1), (I0, I1)."""
+class TripletResult(BaseModel):
+    """A frame It between I0 and I1. 0t, t1, 01 are the pairs (I0, It), (It, I1), (I0, I1)."""
+
+    model_config = ConfigDict(extra="forbid")
 
     image_0: str
     image_t: str
     image_1: str
-    paths: list[str]
+    cosine_distance: float
+    """Sum of the distances of It to both neighbours."""
+    patch_distance: float
+    """Likewise."""
+    stands_out: float
+    """Mean patch distance of It to its neighbours less that between them: over 0 where It is none between them."""
     cosine_distance_0t: float
     cosine_distance_t1: float
     cosine_distance_01: float
     patch_distance_0t: float
     patch_distance_t1: float
     patch_distance_01: float
-    stands_out: float
-    """Mean patch distance of It to its neighbours less that between them: over 0 where It is none between them."""
+    embedding_dim: int
     output_dir: str | None = None
+    number: int
+    label: Any = None
+    paths: list[str]
+    notes: list[str] = []
 
 
 class PairRun(BaseModel):
