@@ -1,0 +1,1 @@
+"""Two frames, many pairs of frames, and whole videos frame by frame."""
