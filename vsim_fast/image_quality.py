@@ -80,7 +80,7 @@ def _similarities(x: Tensor, y: Tensor) -> Tensor:
     maps = torch.stack((x + y, x - y, x, x))  # the last two are room for the squares
     maps[0] -= 1  # around 0, where squares of floats are exact to more places
     torch.square(maps[:2], out=maps[2:])
-    smooth = _smoothed(_smoothed(maps, 2), 3)
+    smooth = gaussian_average(gaussian_average(maps, 2, SIGMA, RADIUS), 3, SIGMA, RADIUS)
     means, squares = smooth[:2], smooth[2:]
     squares.addcmul_(means, means, value=-1)  # now variances
     means[0] += 1
@@ -93,10 +93,10 @@ def _similarities(x: Tensor, y: Tensor) -> Tensor:
     return result
 
 
-def _smoothed(maps: Tensor, dim: int) -> Tensor:
-    """Gaussian average along `dim`, which loses RADIUS at both ends."""
-    weights = [math.exp(-(offset**2) / (2 * SIGMA**2)) for offset in range(-RADIUS, RADIUS + 1)]
-    length = maps.shape[dim] - 2 * RADIUS
+def gaussian_average(maps: Tensor, dim: int, sigma: float, radius: int) -> Tensor:
+    """Average along `dim` under a Gaussian of `sigma` cut at `radius`; `dim` loses `radius` at both ends."""
+    weights = [math.exp(-(offset**2) / (2 * sigma**2)) for offset in range(-radius, radius + 1)]
+    length = maps.shape[dim] - 2 * radius
     total = maps.narrow(dim, 0, length) * (weights[0] / sum(weights))
     for start, weight in enumerate(weights[1:], 1):
         total.add_(maps.narrow(dim, start, length), alpha=weight / sum(weights))
