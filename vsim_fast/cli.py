@@ -1000,6 +1000,26 @@ def _print_image_pairs(result: Any) -> None:
     )
 
 
+def _print_ladders(result: Any) -> None:
+    study, run = result.study, result.run
+    names = list(study.ladders[0].metrics) or run.settings["metrics"]
+    table = _table("distortion", *(name.replace("_", " ") for name in names), "frames", "strengths", "")
+    for ladder in study.ladders:
+        figures = (_figure(ladder.metrics[n].mean if n in ladder.metrics else None, 2) for n in names)
+        strengths = ", ".join(f"{strength:g}" for strength in ladder.strengths)
+        table.add_row(ladder.distortion.replace("_", " "), *figures, str(ladder.frames), strengths, ladder.strength)
+    _console().print(table)
+    print("Spearman's correlation with the strength, mean over the frames: 1 means worse at every step")
+    for ladder in study.ladders:
+        if ladder.left_out:
+            print(f"note: {ladder.distortion}: changes nothing in {len(ladder.left_out)} frames", file=sys.stderr)
+    _print_note_lines(run.notes, ())
+    print(
+        f"{len(study.frames)} frames in {run.timings['total']:.1f} s -> {run.output_dir} (validation.json); "
+        f"{_of_encoder(run.encoder)}"
+    )
+
+
 def _told_apart(a: str, b: str) -> tuple[str, str]:
     """Names of two files, with their folders where the names alone are equal."""
     names = os.path.basename(a), os.path.basename(b)

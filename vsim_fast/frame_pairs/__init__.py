@@ -1,8 +1,10 @@
 """`vsim pair`: how good made-up frames are, by deep features: pairs and triplets of images, whole videos, and a check
 of every metric on distortions of known strength.
 
-    images.py   pairs and triplets in batches      videos.py   a distance per frame, flicker, worst frames
-    ladders.py  distortions of rising strength     original.py the calls of the tool VFI-Similarity
+    images.py       pairs and triplets in batches
+    videos.py       a distance per frame, flicker, worst frames
+    validation.py   the metrics on distortions of rising strength (ladders.py)
+    original.py     the calls of the tool VFI-Similarity
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ _EXPORTS = {  # public name -> module that defines it; loaded on first access: w
     "load_model": "original",
     "pick_device": "original",
     "run_visualization": "original",
+    "Validation": "validation",
+    "validate_metrics": "validation",
     "VideoComparison": "videos",
     "VideoPair": "videos",
     "pair_video": "videos",

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from vsim_fast.errors import VsimError
+from vsim_fast.errors import UsageError, VsimError
 from vsim_fast.frame_pairs.reading import native_rgb
 from vsim_fast.image_quality import Lpips, psnr, ssim
 from vsim_fast.records import frames_in_memory
@@ -25,6 +26,13 @@ from vsim_fast.video import read_image
 NICENESS = 5
 """Gives way to the encoder, as decode processes do."""
 METRICS = ("psnr", "ssim", "lpips")
+
+
+def check_metrics(metrics: Iterable[str]) -> None:
+    """Raises: UsageError: one of them is none of METRICS."""
+    for name in metrics:
+        if name not in METRICS:
+            raise UsageError(f"metrics must be of {', '.join(METRICS)}, got {name!r}")
 
 
 class Job(NamedTuple):

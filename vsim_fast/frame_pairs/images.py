@@ -24,7 +24,7 @@ from vsim_fast.encode import load_encoder
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import UnsupportedVideo, UsageError, VsimError
 from vsim_fast.frame_pairs.dense import compare_densely
-from vsim_fast.frame_pairs.finish_worker import METRICS, Job
+from vsim_fast.frame_pairs.finish_worker import Job, check_metrics
 from vsim_fast.frame_pairs.finishing import Finishers
 from vsim_fast.frame_pairs.records import (
     Failure,
@@ -137,7 +137,7 @@ def pair_images(
         compared=len(results), failed=failed, images=comparing.encoded, settings=settings,
         mean_cosine_distance=_mean([result.cosine_distance for result in results]),
         mean_patch_distance=_mean([result.patch_distance for result in results]),
-        encoder=encoder.describe(), notes=_notes(encoder), output_dir="" if folder is None else str(folder),
+        encoder=encoder.describe(), notes=encoder_notes(encoder), output_dir="" if folder is None else str(folder),
     )  # fmt: skip
     batch = PairBatch(results=results, run=run)
     if folder is not None:
@@ -416,9 +416,7 @@ def _check(
         raise UsageError("visualize needs an output_dir for the pictures")
     if arrow_stride < 1:
         raise UsageError(f"arrow_stride must be 1 or more, got {arrow_stride}")
-    for name in metrics:
-        if name not in METRICS:
-            raise UsageError(f"metrics must be of {', '.join(METRICS)}, got {name!r}")
+    check_metrics(metrics)
 
 
 def _images_at_a_time(encoder: Encoder) -> int:
@@ -427,7 +425,8 @@ def _images_at_a_time(encoder: Encoder) -> int:
     return max(16, int(MEMORY_SHARE * free_memory(encoder.device)) // size)
 
 
-def _notes(encoder: Encoder) -> list[str]:
+def encoder_notes(encoder: Encoder) -> list[str]:
+    """What whoever reads its distances must know."""
     return [f"{encoder.spec}: random weights; the numbers mean nothing"] if encoder.random_weights else []
 
 

@@ -28,8 +28,8 @@ from vsim_fast import __version__
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import CorruptVideo, EncoderError, UsageError
 from vsim_fast.frame_pairs.curves import flicker_index, standing_out, sticking_out
-from vsim_fast.frame_pairs.finish_worker import METRICS
-from vsim_fast.frame_pairs.images import DEFAULT_METRICS, load_pair_encoder
+from vsim_fast.frame_pairs.finish_worker import METRICS, check_metrics
+from vsim_fast.frame_pairs.images import DEFAULT_METRICS, encoder_notes, load_pair_encoder
 from vsim_fast.frame_pairs.reading import BATCH_FRAMES, equal_frames, native_rgb, positioned, rows, side_by_side
 from vsim_fast.image_quality import Lpips, psnr, ssim
 from vsim_fast.ops._threads import one_thread
@@ -533,9 +533,7 @@ def _check(on_length: str, worst: int, metrics: Sequence[str]) -> None:
         raise UsageError(f"on_length must be shortest or error, got {on_length!r}")
     if worst < 0:
         raise UsageError(f"worst must be 0 or more, got {worst}")
-    for name in metrics:
-        if name not in METRICS:
-            raise UsageError(f"metrics must be of {', '.join(METRICS)}, got {name!r}")
+    check_metrics(metrics)
 
 
 def _alignment_notes(readers: list[VideoReader], fps: float | None, on_length: str) -> list[str]:
@@ -579,8 +577,7 @@ def _concluded(
         ]
     if comparing.blank:
         notes.append(f"{comparing.blank} frames are black or without texture: their distances mean little")
-    if encoder.random_weights:
-        notes.append(f"{encoder.spec}: random weights; the numbers mean nothing")
+    notes += encoder_notes(encoder)
     statistics = {name: stats for name, curve in curves.items() if (stats := _statistics(curve))}
     means = {name: stats["mean"] for name, stats in statistics.items() if name in ("psnr", "ssim", "lpips")}
     patch = "patch_distance" if "patch_distance" in curves else "step"
