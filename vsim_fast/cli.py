@@ -1003,11 +1003,11 @@ def _print_image_pairs(result: Any) -> None:
 def _print_ladders(result: Any) -> None:
     study, run = result.study, result.run
     names = list(study.ladders[0].metrics) or run.settings["metrics"]
-    table = _table("distortion", *(name.replace("_", " ") for name in names), "frames", "strengths", "")
+    table = _table("distortion", *(name.replace("_", " ") for name in names), "frames", "strengths")
     for ladder in study.ladders:
         figures = (_figure(ladder.metrics[n].mean if n in ladder.metrics else None, 2) for n in names)
-        strengths = ", ".join(f"{strength:g}" for strength in ladder.strengths)
-        table.add_row(ladder.distortion.replace("_", " "), *figures, str(ladder.frames), strengths, ladder.strength)
+        strengths = f"{ladder.strengths[0]:g} - {ladder.strengths[-1]:g}: {ladder.strength}"
+        table.add_row(ladder.distortion.replace("_", " "), *figures, str(ladder.frames), strengths)
     _console().print(table)
     print("Spearman's correlation with the strength, mean over the frames: 1 means worse at every step")
     for ladder in study.ladders:
