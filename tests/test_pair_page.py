@@ -31,9 +31,7 @@ def make_page(*, count: int = 40, names: tuple[str, ...] = ("video", "reference"
         facts={"Video": {"path": "clip.mp4"}, "Settings": {"image_size": 518, "resize": None}}, frames=100 + 2 * rows,
         times=rows / 25, curves={"patch_distance": distance, "psnr": psnr}, labels={"psnr": "In dB."},
         worst=[23 % count, 7 % count], expected=np.full(count, 0.011), shown=shown,
-        pictures={
-            name: [thumbnail(np.full((54, 96, 3), GREYS[name], np.uint8)) for _ in shown] for name in names
-        },
+        pictures={name: [thumbnail(np.full((54, 96, 3), GREYS[name], np.uint8))] * len(shown) for name in names},
         maps=maps,
     )  # fmt: skip
     return PairPage(**fields | changes)
@@ -262,6 +260,9 @@ def test_holding_flips_the_pictures(open_page):
     page.mouse.move(2, 2)
     page.mouse.up()
     assert seen(page, "#flipped") == 200, "let go of anywhere"
+    small = page.locator("#flipped").bounding_box()["width"]
+    page.locator("#enlarge").click()
+    assert page.locator("#flipped").bounding_box()["width"] > 2 * small
 
 
 @browser_test
@@ -371,6 +372,19 @@ def test_the_page_fits(open_page, width, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+@browser_test
+def test_a_portrait_video_fits_the_window(open_page):
+    content = make_page()
+    tall = [thumbnail(np.zeros((160, 90, 3), np.uint8))] * len(content.shown)
+    content.pictures = {"video": tall, "reference": tall}
+    page = open_page(content)
+    page.wait_for_function("document.getElementById('panels').style.getPropertyValue('--ratio')")
+    page.locator("#enlarge").click()
+    box = page.locator("#flipped img:visible").bounding_box()
+    assert 600 < box["height"] < 700
+    assert box["height"] == pytest.approx(box["width"] * 16 / 9, abs=2)
 
 
 @browser_test

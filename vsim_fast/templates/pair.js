@@ -52,7 +52,8 @@
     if (low > high) return [0, 1];
     if (low >= 0 && low <= 0.5 * high) low = 0;
     if (high - low <= 1e-9 * Math.abs(high)) { low = high > 0 ? high - 0.5 * high : high; high = high > 0 ? 1.5 * high : high + 1; }
-    return [low, high + 0.04 * (high - low)];
+    const margin = 0.04 * (high - low);
+    return [low ? low - margin : 0, high + margin];
   }
 
   const chart = (() => {
@@ -216,6 +217,10 @@
 
   const images = every("#panels figure").flatMap((figure) => every("img", figure).map((image) => [image, image.dataset.flip || figure.dataset.picture]));
   for (const [image] of images) image.decoding = "sync";  // old and new picture never mix
+  if ($("flipped")) {  // no picture is higher than the window
+    const image = $("flipped").querySelector("img");
+    image.addEventListener("load", () => $("panels").style.setProperty("--ratio", image.naturalWidth / image.naturalHeight));
+  }
   const worstButtons = every("#worst button");
 
   view.show = (row) => {
@@ -268,6 +273,9 @@
     button.addEventListener("keyup", () => flip(null));
     button.addEventListener("contextmenu", (event) => event.preventDefault());  // a long touch
   }
+
+  if ($("enlarge"))
+    $("enlarge").addEventListener("click", () => $("enlarge").setAttribute("aria-pressed", String($("panels").classList.toggle("large"))));
 
   // ---- the keyboard
 
