@@ -12,6 +12,8 @@ from vsim_fast import image_quality
 from vsim_fast.errors import EncoderError, UsageError, VsimError
 from vsim_fast.image_quality import Lpips, psnr, ssim
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # small pictures
+
 
 def picture(height, width, *, count=1, seed=0):
     """float32 [count, 3, height, width] in 0..1: smooth areas, edges and texture."""

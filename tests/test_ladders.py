@@ -27,6 +27,8 @@ from vsim_fast.records import frames_in_memory
 from vsim_fast.video import open_video
 from vsim_fast.video.demo import demo_frames
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # small pictures
+
 
 @pytest.fixture(scope="module")
 def scene():
