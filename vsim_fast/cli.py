@@ -956,7 +956,7 @@ def _print_pairs(result: Any) -> None:
     )
 
 
-SHOWN_GROUPS, SHOWN_NOTES = 30, 20
+SHOWN_GROUPS, SHOWN_NOTES, SHOWN_FRAMES = 30, 20, 12
 
 
 def _pair_spec(model: str, model_name: str | None, checkpoint: Path | None) -> str:
@@ -1027,18 +1027,18 @@ def _told_apart(a: str, b: str) -> tuple[str, str]:
 
 
 def _print_video_pair(result: Any) -> None:
-    from vsim_fast.frame_pairs.videos import verdict
+    from vsim_fast.frame_pairs import verdict
 
     (one,), run = result.results, result.run
     if one.worst_frames:
         metrics = [name for name in run.settings["metrics"] if getattr(one, name) is not None]
-        table = _table("frame", "at", "patch distance", "expected", "cosine distance", *metrics, "picture")
-        for worst in one.worst_frames[:SHOWN_GROUPS]:
-            numbers = (worst.patch_distance, worst.expected, worst.cosine_distance)
+        table = _table("frame", "at", "", "excess", "patch distance", "cosine distance", *metrics)
+        for worst in one.worst_frames[:SHOWN_FRAMES]:
+            numbers = (worst.excess, worst.patch_distance, worst.cosine_distance)
             shown = (*(_figure(number, 4) for number in numbers), *(_figure(getattr(worst, n), 3) for n in metrics))
-            table.add_row(str(worst.frame), f"{worst.time_seconds:.2f} s", *shown, worst.picture or "")
+            table.add_row(str(worst.frame), f"{worst.time_seconds:.2f} s", worst.kind, *shown)
         _console().print(table)
-        if (rest := len(one.worst_frames) - SHOWN_GROUPS) > 0:
+        if (rest := len(one.worst_frames) - SHOWN_FRAMES) > 0:
             print(f"and {rest} more, see {run.output_dir}/results.json")
     _print_note_lines(run.notes, ())
     print(verdict(one))

@@ -30,8 +30,9 @@ _EXPORTS = {  # public name -> module that defines it; loaded on first access: w
     "run_visualization": "original",
     "Validation": "validation",
     "validate_metrics": "validation",
-    "VideoComparison": "videos",
-    "VideoPair": "videos",
+    "VideoComparison": "video_records",
+    "VideoPair": "video_records",
+    "verdict": "video_records",
     "pair_video": "videos",
 }
 __all__ = [*_EXPORTS]

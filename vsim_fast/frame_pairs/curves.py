@@ -12,6 +12,9 @@ LEAST_EXCESS = 0.01
 """And at least this much patch distance, which changes of single grey levels reach and nobody sees."""
 LEAST_SHARE = 0.25
 """And this share of the local level."""
+BLEND_NEARER, BLEND_SHARE = 5.0, 3.0
+"""See `like_a_blend`. Of 31 blends among 315 frames of a walk 25 are found; of 1,100 frames of nine other clips 9, of which
+3 are of a dissolve."""
 
 
 def local_level(curve: np.ndarray, frames: int = LOCAL_FRAMES) -> np.ndarray:
@@ -43,6 +46,31 @@ def sticking_out(curve: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     bound = np.maximum(max(STICKS_OUT * spread, LEAST_EXCESS), LEAST_SHARE * level)
     rows = np.flatnonzero(excess > bound)  # False for NaN
     return rows[np.argsort(-excess[rows], kind="stable")], level
+
+
+def like_a_blend(step: np.ndarray, skip: np.ndarray) -> np.ndarray:
+    """int64 rows of frames that are nearer to both neighbours than motion around them allows, most so first.
+
+    A blend shows what both neighbours show, and is near to both; a true frame between them is as far from either as half
+    the motion. `skip` less the mean of both steps must exceed its running median by 5 times its usual spread, and, so
+    that cuts do not count, 1 - the larger step / skip by 3 times.
+
+    Args: step, skip: [T], as in `standing_out`.
+    """
+    after = np.append(step[1:], np.nan)
+    nearer = skip - (step + after) / 2
+    share = 1 - np.fmax(step, after) / np.maximum(skip, 1e-3)
+    found = (_deviations(nearer) > BLEND_NEARER) & (_deviations(share) > BLEND_SHARE)
+    rows = np.flatnonzero(found & (skip > LEAST_EXCESS))
+    return rows[np.argsort(-(nearer - local_level(nearer))[rows], kind="stable")]
+
+
+def _deviations(curve: np.ndarray) -> np.ndarray:
+    """[T] distance above the running median, in usual ones."""
+    excess = curve - local_level(curve)
+    known = excess[~np.isnan(excess)]
+    spread = 1.4826 * np.median(np.abs(known)) if len(known) else 0.0
+    return excess / max(spread, 1e-3)
 
 
 def flicker_index(curve: np.ndarray) -> float:

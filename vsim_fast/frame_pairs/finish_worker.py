@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from vsim_fast.errors import UsageError, VsimError
-from vsim_fast.frame_pairs.reading import native_rgb
+from vsim_fast.frame_pairs.reading import native_pair
 from vsim_fast.image_quality import Lpips, psnr, ssim
 from vsim_fast.records import frames_in_memory
 from vsim_fast.report import PairDrawing, write_pair_pictures
@@ -67,7 +67,7 @@ def pixel_metrics(
     a: np.ndarray, b: np.ndarray, metrics: tuple[str, ...], lpips: Lpips | None = None
 ) -> dict[str, float | None]:
     """Of two uint8 RGB [H, W, 3]; b is resized to the size of a. SSIM is None for images too small to have one."""
-    pixels = [native_rgb(frames_in_memory(image[None]), a.shape[:2]) for image in (a, b)]
+    pixels = native_pair(frames_in_memory(b[None]), frames_in_memory(a[None]))
     found: dict[str, float | None] = {}
     if "psnr" in metrics:
         value = psnr(*pixels).item()

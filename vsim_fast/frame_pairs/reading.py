@@ -76,10 +76,17 @@ def equal_frames(a: FrameBatch, b: FrameBatch) -> np.ndarray:
     return same
 
 
-def native_rgb(frames: FrameBatch, size: tuple[int, int]) -> Tensor:
-    """float32 [B, 3, h, w] in 0 … 1, upright, of `size` (height, width); not resized where it has that size."""
+def native_pair(a: FrameBatch, b: FrameBatch) -> tuple[Tensor, Tensor]:
+    """Upright RGB [B, 3, h, w] of both in the size of b: uint8 views where nothing is to be done, else float32 0 … 1."""
+    x, y = (_native(frames, b.info.display_size) for frames in (a, b))
+    if x.dtype != y.dtype:
+        x, y = (z.float() / 255 if z.dtype == torch.uint8 else z for z in (x, y))
+    return x, y
+
+
+def _native(frames: FrameBatch, size: tuple[int, int]) -> Tensor:
     info = frames.info
     if frames.rgb is not None and info.rotation == 0 and not info.mirrored and info.display_size == size:
-        return frames.rgb.movedim(-1, 1).float().div_(255)
+        return frames.rgb.movedim(-1, 1)
     device = (frames.rgb if frames.rgb is not None else frames.y).device
     return Preprocess(size, (0.0,) * 3, (1.0,) * 3).pixels(frames, device, torch.float32).clamp_(0, 1)

@@ -85,13 +85,14 @@ def write_pair_pictures(
 
 def write_overlay(
     path: str | os.PathLike[str], image: np.ndarray, heat: np.ndarray, *, vmax: float, title: str,
-    reference: np.ndarray | None = None,
+    reference: np.ndarray | None = None, reference_label: str = "reference",
 ) -> None:  # fmt: skip
     """Draw a frame, before it its reference where there is one, and the frame under its heat map, straight to `path`.
 
     Args:
         image, reference: uint8 [H, W, 3], of any sizes.  heat: float [Hp, Wp] over all of `image`, 0 leaves it as is.
         vmax: value of the strongest colour; larger ones take it too.  title: one line, shortened where it is too long.
+        reference_label: what `reference` is called.
     Raises: ValueError: heat that is not 2-D or not finite, vmax that is not above 0.
     """
     if heat.ndim != 2 or not np.isfinite(heat).all():
@@ -102,7 +103,7 @@ def write_overlay(
     height, width = frame.shape[:2]
     panels = [("frame", frame), ("difference", _heated(frame, heat / vmax))]
     if reference is not None:
-        panels.insert(0, ("reference", np.asarray(_resized(reference, FRAME_PX, (width, height)))))
+        panels.insert(0, (reference_label, np.asarray(_resized(reference, FRAME_PX, (width, height)))))
     left, top, gap, bar_width = 16, 76, 12, 18
     bar_left = left + len(panels) * (width + gap) + 4
     grey = _Grey(bar_left + bar_width + LABELS_PX, top + max(height, 60) + 20)

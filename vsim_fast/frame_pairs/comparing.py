@@ -1,0 +1,398 @@
+"""Frames of a video compared as they are decoded: with the same frames of a reference, or with those around them."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vsim_fast.encode.base import Encoder
+from vsim_fast.errors import EncoderError
+from vsim_fast.frame_pairs.curves import like_a_blend, standing_out, sticking_out
+from vsim_fast.frame_pairs.finish_worker import METRICS
+from vsim_fast.frame_pairs.reading import equal_frames, native_pair, positioned, rows, side_by_side
+from vsim_fast.frame_pairs.video_records import Kind
+from vsim_fast.image_quality import Lpips, psnr, ssim
+from vsim_fast.ops._threads import one_thread
+from vsim_fast.pairs import Pooling, cosine_distance, pooled_embedding, pooled_patch_distance
+from vsim_fast.pipeline import EncodedFrames, Timings
+from vsim_fast.pipeline.encoding import encode_blocks
+from vsim_fast.pipeline.frames import Block, InputFormat, prepare
+from vsim_fast.pipeline.one import prefetch
+from vsim_fast.records import FrameBatch
+from vsim_fast.video import VideoReader
+
+SHOWN_FRAMES = 48
+"""Frames over the whole video whose pictures the page has, worst ones apart."""
+PICTURE_SIDE = 640
+"""Pixels of the longer side of the pictures kept."""
+SMALLEST_SSIM = 11
+"""Pixels a side that SSIM's window needs."""
+RECENT_FRAMES = 31
+"""Frames whose median is what a frame is held against while it is not known what comes."""
+Names = tuple[str, ...]
+
+
+class PixelMetrics:
+    """PSNR, SSIM, LPIPS of frames in their own size, by place; written by the decode thread."""
+
+    def __init__(self, metrics: Names, lpips: Lpips | None, frames: int):
+        self.values = {name: np.full(frames, np.nan) for name in METRICS if name in metrics}
+        self._lpips = lpips
+
+    def measure(self, places: np.ndarray, a: FrameBatch, b: FrameBatch) -> None:
+        """Of a and b, whose pixels differ; a is resized to the size of b, the truth."""
+        if not self.values:
+            return
+        size = b.info.display_size
+        with one_thread():
+            x, y = native_pair(a, b)
+            if "psnr" in self.values:
+                found = psnr(x, y).cpu().numpy()
+                self.values["psnr"][places] = np.where(np.isinf(found), np.nan, found)  # equal once resized
+            if "ssim" in self.values and min(size) >= SMALLEST_SSIM:
+                self.values["ssim"][places] = ssim(x, y).cpu().numpy()
+            if "lpips" in self.values:
+                self.values["lpips"][places] = self._lpips(x, y).cpu().numpy()
+
+    def equal(self, places: np.ndarray) -> None:
+        """Frames there have no difference to measure: their PSNR, infinite, stays NaN."""
+        for name, value in (("ssim", 1.0), ("lpips", 0.0)):
+            if name in self.values:
+                self.values[name][places] = value
+
+
+class Kept(NamedTuple):
+    """Pictures of a row that the page or a PNG may show."""
+
+    pictures: dict[str, np.ndarray]
+    """uint8 [h, w, 3] by name."""
+    distances: np.ndarray
+    """float32 [P] at each patch."""
+
+
+class Judged(NamedTuple):
+    """Frames that stick out."""
+
+    rows: np.ndarray
+    """int64, what sticks out most first."""
+    expected: np.ndarray
+    """float64 [T], the local level of the judged curve."""
+    kinds: list[Kind]
+    """Of each of `rows`."""
+
+
+@dataclass
+class Tokens:
+    """Encoded frames whose partners have not come."""
+
+    patches: Tensor
+    """[b, P, D]"""
+    embeddings: Tensor
+    """float32 [b, D]"""
+    pixels: Tensor
+    """[b, 3, S, S], what the encoder saw."""
+    places: np.ndarray
+    """int64 [b]"""
+
+    def take(self, index: Sequence[int] | np.ndarray) -> Tokens:
+        chosen = torch.as_tensor(np.asarray(index, dtype=np.int64))
+        here = chosen.to(self.patches.device)
+        return Tokens(self.patches[here], self.embeddings[here], self.pixels[here], self.places[chosen.numpy()])
+
+    @classmethod
+    def join(cls, parts: Sequence[Tokens]) -> Tokens:
+        tensors = (torch.cat([getattr(p, name) for p in parts]) for name in ("patches", "embeddings", "pixels"))
+        return cls(*tensors, np.concatenate([p.places for p in parts]))
+
+
+class Comparing:
+    """Decodes, encodes and compares; subclasses say what with what."""
+
+    judged: ClassVar[str]
+    """Curve on which worst frames go."""
+    flickers: ClassVar[str]
+    """Curve on which flicker goes."""
+    picture_names: ClassVar[Names]
+    labels: ClassVar[dict[str, str]]
+
+    def __init__(
+        self, encoder: Encoder, readers: list[VideoReader], frames: int, worst: int, pooling: Pooling,
+        pixels: PixelMetrics, timings: Timings,
+    ):  # fmt: skip
+        self.encoder, self.readers, self.frames, self.worst = encoder, readers, frames, worst
+        self.pooling, self.pixels, self.timings = pooling, pixels, timings
+        self.curves: dict[str, np.ndarray] = {}
+        self.identical = np.zeros(frames, dtype=bool)
+        """Equal in every pixel to the frame it is compared with; set by the decode thread before the frame is sent."""
+        self.number = np.full(frames, -1)
+        self.seconds = np.full(frames, np.nan)
+        self.blank = 0
+        self.shown: dict[int, Kept] = {}
+        self._even = set(np.linspace(0, frames - 1, min(frames, SHOWN_FRAMES)).astype(int).tolist())
+        self._recent: deque[float] = deque(maxlen=RECENT_FRAMES)
+        self._largest: list[tuple[float, int]] = []  # heap of (excess over what came before, place)
+        height, width = readers[0].info.display_size
+        scale = PICTURE_SIDE / max(height, width)
+        self._size = max(8, round(height * scale)), max(8, round(width * scale))
+
+    def batches(self) -> Iterator[tuple[int, np.ndarray, FrameBatch]]:
+        """(side, places, frames) in the order they are to be encoded; runs in the decode thread."""
+        raise NotImplementedError
+
+    def take(self, side: int, tokens: Tokens) -> int:
+        """Compare what can be. Returns the number of frames that are done."""
+        raise NotImplementedError
+
+    def run(self) -> Iterator[int]:
+        encoder = self.encoder
+        form = InputFormat(encoder.preprocess, encoder.dtype, encoder.device)
+
+        def blocks() -> Iterator[Block]:
+            sent: deque[tuple[int, np.ndarray]] = deque()
+
+            def frames() -> Iterator[FrameBatch]:
+                for side, places, batch in self.batches():
+                    sent.append((side, places))
+                    yield batch
+
+            path = self.readers[0].info.path
+            for block in prepare(frames(), form, self.timings, path=path):
+                side, places = sent.popleft()
+                yield replace(block, video=side, index=torch.from_numpy(places))
+
+        with closing(prefetch(blocks)) as ahead:
+            for block, encoded in encode_blocks(ahead, encoder, self.timings, pack=True):
+                if isinstance(encoded, EncoderError):
+                    raise encoded
+                with self.timings.stage("compare"), one_thread(), torch.inference_mode():
+                    done = self.take(block.video, self._tokens(encoded, block.video))
+                yield done
+        with one_thread(), torch.inference_mode():
+            yield self.finish()
+
+    def finish(self) -> int:
+        return self.frames
+
+    def _tokens(self, encoded: EncodedFrames, side: int) -> Tokens:
+        features = encoded.features
+        places = encoded.index.numpy()
+        if side == 0:
+            self.seconds[places] = features.pts_seconds.numpy()
+            self.blank += int(encoded.featureless.sum())
+        token = features.cls if self.encoder.has_cls_token else None
+        embeddings = pooled_embedding(features.patches, token, pooling=self.pooling)
+        return Tokens(features.patches, embeddings, encoded.pixels, places)
+
+    def distances(self, a: Tokens, b: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(pooled [b], patch [b], at each patch [b, P]) distances of rows of a and b."""
+        local = cosine_distance(a.patches, b.patches)
+        found = cosine_distance(a.embeddings, b.embeddings), pooled_patch_distance(local), local
+        return tuple(x.float().cpu().numpy() for x in found)
+
+    def consider(self, place: int, value: float, keep: Any) -> None:
+        """Keep the pictures of a frame, which `keep()` makes, if it is among those shown or the worst so far."""
+        usual = float(np.median(self._recent)) if self._recent else value
+        self._recent.append(value)
+        if self.worst and value > usual:
+            if len(self._largest) < self.worst:
+                heapq.heappush(self._largest, (value - usual, place))
+            elif value - usual > self._largest[0][0]:
+                dropped = heapq.heapreplace(self._largest, (value - usual, place))[1]
+                if dropped not in self._even:
+                    del self.shown[dropped]
+            else:
+                usual = np.inf
+        if place in self._even or (self.worst and value > usual):
+            self.shown[place] = keep()
+
+    def picture(self, tokens: Tokens, row: int) -> np.ndarray:
+        return self.encoder.picture(tokens.pixels[row], self._size)
+
+    def judge(self) -> Judged:
+        """Which frames stick out of the judged curve."""
+        sticking, level = sticking_out(self.curves[self.judged])
+        return Judged(sticking, level, ["differs"] * len(sticking))
+
+
+class WithReference(Comparing):
+    judged = flickers = "patch_distance"
+    picture_names = ("video", "reference")
+    labels: ClassVar[dict[str, str]] = {
+        "patch_distance": "to the reference: quadratic mean over the patches at the same position",
+        "cosine_distance": "to the reference: of the pooled embeddings",
+        "psnr": "to the reference, dB, in its size; none where the pixels are equal",
+        "ssim": "to the reference, in its size",
+        "lpips": "to the reference, in its size",
+    }
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.curves = {name: np.full(self.frames, np.nan) for name in ("patch_distance", "cosine_distance")}
+        self._waiting: deque[Tokens] = deque()
+
+    def batches(self) -> Iterator[tuple[int, np.ndarray, FrameBatch]]:
+        for places, a, b in side_by_side(*self.readers):
+            same = equal_frames(a, b)
+            self.identical[places] = same
+            self.number[places] = a.index.numpy()
+            if not same.all():
+                with self.timings.stage("metrics"):
+                    self.pixels.measure(places[~same], rows(a, ~same), rows(b, ~same))
+            self.pixels.equal(places[same])
+            yield 0, places, a
+            if same.all():
+                b.release()
+            else:
+                yield 1, places[~same], rows(b, ~same)
+
+    def take(self, side: int, tokens: Tokens) -> int:
+        if side == 0:
+            same = self.identical[tokens.places]
+            if same.any():
+                self._compared(*[tokens.take(np.flatnonzero(same))] * 2)
+            if not same.all():
+                self._waiting.append(tokens.take(np.flatnonzero(~same)))
+            return int(tokens.places[-1])
+        while len(tokens.places):  # parts of either side may end anywhere
+            first = self._waiting[0]
+            count = min(len(first.places), len(tokens.places))
+            assert (first.places[:count] == tokens.places[:count]).all()
+            self._compared(first.take(range(count)), tokens.take(range(count)))
+            self._waiting.popleft()
+            if count < len(first.places):
+                self._waiting.appendleft(first.take(range(count, len(first.places))))
+            tokens = tokens.take(range(count, len(tokens.places)))
+        return int(first.places[-1])
+
+    def _compared(self, a: Tokens, b: Tokens) -> None:
+        pooled, patch, local = self.distances(a, b)
+        self.curves["cosine_distance"][a.places], self.curves["patch_distance"][a.places] = pooled, patch
+        for row, place in enumerate(a.places.tolist()):
+            self.consider(
+                place, float(patch[row]),
+                lambda row=row: Kept({"video": self.picture(a, row), "reference": self.picture(b, row)}, local[row]),
+            )  # fmt: skip
+
+
+class Alone(Comparing):
+    judged, flickers = "stands_out", "step"
+    picture_names = ("before", "frame", "after")
+    labels: ClassVar[dict[str, str]] = {
+        "stands_out": "how much nearer the frames before and after are to each other than to this one",
+        "step": "patch distance to the frame before",
+        "skip": "patch distance between the frames before and after",
+        "cosine_distance": "to the frame before: of the pooled embeddings",
+        "psnr": "to the frame before, dB; none where the pixels are equal",
+        "ssim": "to the frame before",
+        "lpips": "to the frame before",
+    }
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        names = ("stands_out", "step", "skip", "cosine_distance")
+        self.curves = {name: np.full(self.frames, np.nan) for name in names}
+        self._tail: list[Tokens] = []  # the last frames, at most two
+        self._local: dict[int, np.ndarray] = {}
+
+    def judge(self) -> Judged:
+        """Frames that are not between their neighbours, and frames that look like a blend of them. A repeated frame
+        does, too, and is told by being equal."""
+        curve = self.curves[self.judged]
+        above, level = sticking_out(curve)
+        below = like_a_blend(self.curves["step"], self.curves["skip"])
+        repeated = self.identical | np.append(self.identical[1:], False)
+        above, below = above[curve[above] > 0], below[~repeated[below]]
+        found = np.concatenate([above, below])
+        order = np.argsort(-np.abs(curve[found] - level[found]), kind="stable")
+        kinds: list[Kind] = ["stands out"] * len(above) + ["like a blend"] * len(below)
+        return Judged(found[order], level, [kinds[at] for at in order])
+
+    def batches(self) -> Iterator[tuple[int, np.ndarray, FrameBatch]]:
+        last: FrameBatch | None = None  # one frame
+        last_place = -1
+        for places, frames in positioned(self.readers[0]):
+            self.number[places] = frames.index.numpy()
+            self.seconds[places] = frames.pts_seconds.numpy()
+            before = _before(last, frames)
+            follows = np.diff(places, prepend=last_place) == 1  # not where frames were lost
+            follows[0] &= last is not None
+            same = follows & equal_frames(before, frames)
+            if (differ := follows & ~same).any():
+                with self.timings.stage("metrics"):
+                    self.pixels.measure(places[differ], rows(frames, differ), rows(before, differ))
+            self.pixels.equal(places[same])
+            self.identical[places] = same
+            last, last_place = _copied(rows(frames, _only(len(frames), -1))), places[-1]
+            if same.all():
+                frames.release()
+            else:
+                yield 0, places[~same], rows(frames, ~same)
+
+    def take(self, side: int, tokens: Tokens) -> int:
+        for row in range(len(tokens.places)):
+            self._next(tokens.take([row]))
+        return int(tokens.places[-1])
+
+    def _next(self, frame: Tokens) -> None:
+        """The next frame that is new; those between the last and it repeat the last."""
+        while self._tail and self._tail[-1].places[0] + 1 < frame.places[0]:
+            place = self._tail[-1].places[0] + 1
+            if not self.identical[place]:
+                break  # lost
+            self._append(replace(self._tail[-1], places=np.array([place])))
+        self._append(frame)
+
+    def finish(self) -> int:
+        while self._tail and (place := self._tail[-1].places[0] + 1) < self.frames and self.identical[place]:
+            self._append(replace(self._tail[-1], places=np.array([place])))
+        self.curves["stands_out"][:] = standing_out(self.curves["step"], self.curves["skip"])
+        return self.frames
+
+    def _append(self, frame: Tokens) -> None:
+        place = int(frame.places[0])
+        if self._tail and self._tail[-1].places[0] + 1 == place:
+            pooled, patch, local = self.distances(frame, self._tail[-1])
+            self.curves["cosine_distance"][place], self.curves["step"][place] = pooled[0], patch[0]
+            self._local[place] = local[0]
+        else:
+            self._tail.clear()  # frames were lost
+        if len(self._tail) == 2:
+            before, middle = self._tail
+            skip = self.distances(before, frame)[1][0]
+            step, after = self.curves["step"][place - 1], self.curves["step"][place]
+            self.curves["skip"][place - 1] = skip
+            trio = dict(zip(self.picture_names, (before, middle, frame), strict=True))
+            local = self._local[place - 1]
+            self.consider(
+                place - 1, float((step + after) / 2 - skip),
+                lambda: Kept({name: self.picture(tokens, 0) for name, tokens in trio.items()}, local),
+            )  # fmt: skip
+        self._local = {key: value for key, value in self._local.items() if key >= place}
+        self._tail = [*self._tail[-1:], frame]
+
+
+def _only(count: int, row: int) -> np.ndarray:
+    keep = np.zeros(count, dtype=bool)
+    keep[row] = True
+    return keep
+
+
+def _copied(frame: FrameBatch) -> FrameBatch:
+    """In memory of its own: the decoder's buffers are about to be handed back."""
+    planes = {name: x.clone() for name in ("rgb", "y", "uv") if (x := getattr(frame, name)) is not None}
+    return replace(frame, **planes, on_release=None)
+
+
+def _before(last: FrameBatch | None, frames: FrameBatch) -> FrameBatch:
+    """For each of `frames` the one before it, `last` before the first; without `last` the first is before itself."""
+    first = rows(frames, _only(len(frames), 0)) if last is None else last
+    names = [name for name in ("rgb", "y", "uv", "pts_seconds", "index") if getattr(frames, name) is not None]
+    return replace(frames, **{name: torch.cat([getattr(first, name), getattr(frames, name)[:-1]]) for name in names})
