@@ -139,8 +139,9 @@ def test_the_vector_field_shows_both_pictures(tmp_path):
     clear = slice(PANEL_PX // 8, None)  # below the arrow
     np.testing.assert_allclose(page[clear, 50, 0], expected[clear], atol=3)
     np.testing.assert_allclose(page[clear, PANEL_PX + 50, 0], 255 - expected[clear], atol=3)
-    assert (np.abs(page - np.array(ONE_WAY)).max(-1) < 8).sum() > PANEL_PX
-    assert not (np.abs(page - np.array(MUTUAL)).max(-1) < 8).any()
+    redness = page[..., 0] - page[..., 2]
+    assert (redness > 100).sum() > PANEL_PX, "one orange arrow, from picture to picture"
+    assert redness.min() >= 0, "nothing cyan"
 
 
 def test_bytes_do_not_change(tmp_path):
@@ -203,7 +204,7 @@ def test_the_overlay_rejects(tmp_path, heat, vmax, message):
 
 
 def test_pictures_leave_the_process_alone(tmp_path):
-    """No pyplot, no changed setting, and a user's own style has no effect."""
+    """No torch, no pyplot, no changed setting, and a user's own style has no effect."""
     code = """
 import sys, matplotlib, numpy as np
 from test_pair_pictures import make_drawing
@@ -215,7 +216,7 @@ if sys.argv[2] == "styled":
 before = matplotlib.rcParams.copy()
 write_pair_pictures(Path(sys.argv[1]).joinpath, make_drawing())
 assert matplotlib.rcParams.copy() == before
-assert "matplotlib.pyplot" not in sys.modules
+assert not {"torch", "matplotlib.pyplot"} & sys.modules.keys()
 """
     for style in ("plain", "styled"):
         (tmp_path / style).mkdir()

@@ -1,16 +1,32 @@
-"""What a person looks at: pictures (PNG), statistics.txt and HTML pages. The only importer of matplotlib."""
+"""What a person looks at: pictures (PNG), statistics.txt and HTML pages. The only importer of matplotlib.
+
+Names are loaded on first access: a process that draws the pictures of a pair needs no torch.
+"""
 
 from __future__ import annotations
 
-from vsim_fast.report.alignment import Second, write_alignment
-from vsim_fast.report.analysis_page import ReportData, thumbnail, write_report
-from vsim_fast.report.heatmaps import HeatmapWriter
-from vsim_fast.report.pair_page import PairPage, write_pair_page
-from vsim_fast.report.pair_pictures import PairDrawing, write_overlay, write_pair_pictures
-from vsim_fast.report.statistics import write_statistics
-from vsim_fast.report.trajectories import write_trajectories
+from importlib import import_module
+from typing import Any
 
-__all__ = [
-    "HeatmapWriter", "PairDrawing", "PairPage", "ReportData", "Second", "thumbnail", "write_alignment",
-    "write_overlay", "write_pair_page", "write_pair_pictures", "write_report", "write_statistics", "write_trajectories",
-]  # fmt: skip
+_EXPORTS = {  # public name -> module that defines it
+    "HeatmapWriter": "heatmaps",
+    "PairDrawing": "pair_pictures",
+    "PairPage": "pair_page",
+    "ReportData": "analysis_page",
+    "Second": "alignment",
+    "thumbnail": "analysis_page",
+    "write_alignment": "alignment",
+    "write_overlay": "pair_pictures",
+    "write_pair_page": "pair_page",
+    "write_pair_pictures": "pair_pictures",
+    "write_report": "analysis_page",
+    "write_statistics": "statistics",
+    "write_trajectories": "trajectories",
+}
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 DPI = 150
-MAP_PX, PANEL_PX, FRAME_PX = 490, 670, 560
+MAP_PX, PANEL_PX, FRAME_PX = 490, 640, 560
 """Longest side of a heat map's cells, of a picture in the vector field and of PCA, of a frame beside its heat map."""
 LEFT, TOP, LABELS_PX = 16, 48, 96
 """Pixel at which the cells or pictures begin, and room for the labels of a colour bar."""
