@@ -13,8 +13,8 @@ LEAST_EXCESS = 0.01
 LEAST_SHARE = 0.25
 """And this share of the local level."""
 BLEND_NEARER, BLEND_SHARE = 5.0, 3.0
-"""See `like_a_blend`. Of 31 blends among 315 frames of a walk 25 are found; of 1,100 frames of nine other clips 9, of which
-3 are of a dissolve."""
+"""See `like_a_blend`. Of 31 blends among 315 frames of a walk 25 are found; of 1,100 frames of nine other clips 9, of
+which 3 are of a dissolve."""
 
 
 def local_level(curve: np.ndarray, frames: int = LOCAL_FRAMES) -> np.ndarray:
