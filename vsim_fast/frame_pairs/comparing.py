@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
@@ -102,15 +102,10 @@ class Tokens:
     places: np.ndarray
     """int64 [b]"""
 
-    def take(self, index: Sequence[int] | np.ndarray) -> Tokens:
-        chosen = torch.as_tensor(np.asarray(index, dtype=np.int64))
-        here = chosen.to(self.patches.device)
-        return Tokens(self.patches[here], self.embeddings[here], self.pixels[here], self.places[chosen.numpy()])
-
-    @classmethod
-    def join(cls, parts: Sequence[Tokens]) -> Tokens:
-        tensors = (torch.cat([getattr(p, name) for p in parts]) for name in ("patches", "embeddings", "pixels"))
-        return cls(*tensors, np.concatenate([p.places for p in parts]))
+    def pick(self, rows: slice | np.ndarray) -> Tokens:
+        """Some of the frames; a slice copies nothing."""
+        here = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(self.patches.device)
+        return Tokens(self.patches[here], self.embeddings[here], self.pixels[here], self.places[rows])
 
 
 class Comparing:
@@ -257,19 +252,19 @@ class WithReference(Comparing):
         if side == 0:
             same = self.identical[tokens.places]
             if same.any():
-                self._compared(*[tokens.take(np.flatnonzero(same))] * 2)
+                self._compared(*[tokens.pick(same)] * 2)
             if not same.all():
-                self._waiting.append(tokens.take(np.flatnonzero(~same)))
+                self._waiting.append(tokens.pick(~same) if same.any() else tokens)
             return int(tokens.places[-1])
         while len(tokens.places):  # parts of either side may end anywhere
             first = self._waiting[0]
             count = min(len(first.places), len(tokens.places))
             assert (first.places[:count] == tokens.places[:count]).all()
-            self._compared(first.take(range(count)), tokens.take(range(count)))
+            self._compared(first.pick(slice(count)), tokens.pick(slice(count)))
             self._waiting.popleft()
             if count < len(first.places):
-                self._waiting.appendleft(first.take(range(count, len(first.places))))
-            tokens = tokens.take(range(count, len(tokens.places)))
+                self._waiting.appendleft(first.pick(slice(count, None)))
+            tokens = tokens.pick(slice(count, None))
         return int(first.places[-1])
 
     def _compared(self, a: Tokens, b: Tokens) -> None:
@@ -338,7 +333,7 @@ class Alone(Comparing):
 
     def take(self, side: int, tokens: Tokens) -> int:
         for row in range(len(tokens.places)):
-            self._next(tokens.take([row]))
+            self._next(tokens.pick(slice(row, row + 1)))
         return int(tokens.places[-1])
 
     def _next(self, frame: Tokens) -> None:

@@ -51,9 +51,9 @@ def sticking_out(curve: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def like_a_blend(step: np.ndarray, skip: np.ndarray) -> np.ndarray:
     """int64 rows of frames that are nearer to both neighbours than motion around them allows, most so first.
 
-    A blend shows what both neighbours show, and is near to both; a true frame between them is as far from either as half
-    the motion. `skip` less the mean of both steps must exceed its running median by 5 times its usual spread, and, so
-    that cuts do not count, 1 - the larger step / skip by 3 times.
+    A blend shows what both neighbours show, and is near to both; a true frame between them is as far from either as
+    half the motion. `skip` less the mean of both steps must exceed its running median by 5 times its usual spread, and,
+    so that cuts do not count, 1 - the larger step / skip by 3 times.
 
     Args: step, skip: [T], as in `standing_out`.
     """

@@ -77,7 +77,7 @@ def equal_frames(a: FrameBatch, b: FrameBatch) -> np.ndarray:
 
 
 def native_pair(a: FrameBatch, b: FrameBatch) -> tuple[Tensor, Tensor]:
-    """Upright RGB [B, 3, h, w] of both in the size of b: uint8 views where nothing is to be done, else float32 0 … 1."""
+    """Upright RGB [B, 3, h, w] of both in the size of b: uint8 views where nothing is to do, else float32 in 0 … 1."""
     x, y = (_native(frames, b.info.display_size) for frames in (a, b))
     if x.dtype != y.dtype:
         x, y = (z.float() / 255 if z.dtype == torch.uint8 else z for z in (x, y))
