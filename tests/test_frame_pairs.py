@@ -23,8 +23,7 @@ from vsim_fast.frame_pairs import (
     run_visualization,
 )
 from vsim_fast.frame_pairs import images as module
-from vsim_fast.frame_pairs.finish_worker import Job
-from vsim_fast.frame_pairs.finishing import Finishers
+from vsim_fast.frame_pairs.finishing import Finishers, Job
 from vsim_fast.frame_pairs.images import windows
 from vsim_fast.image_quality import psnr, ssim
 from vsim_fast.pairs import correspondence, cosine_distance, mismatch, pooled_patch_distance

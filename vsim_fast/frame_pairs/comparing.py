@@ -16,7 +16,7 @@ from torch import Tensor
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import EncoderError
 from vsim_fast.frame_pairs.curves import like_a_blend, standing_out, sticking_out
-from vsim_fast.frame_pairs.finish_worker import METRICS
+from vsim_fast.frame_pairs.metrics import METRICS, SMALLEST_SSIM
 from vsim_fast.frame_pairs.reading import equal_frames, native_pair, positioned, rows, side_by_side
 from vsim_fast.frame_pairs.video_records import Kind
 from vsim_fast.image_quality import Lpips, psnr, ssim
@@ -33,8 +33,6 @@ SHOWN_FRAMES = 48
 """Frames over the whole video whose pictures the page has, worst ones apart."""
 PICTURE_SIDE = 640
 """Pixels of the longer side of the pictures kept."""
-SMALLEST_SSIM = 11
-"""Pixels a side that SSIM's window needs."""
 RECENT_FRAMES = 31
 """Frames whose median is what a frame is held against while it is not known what comes."""
 Names = tuple[str, ...]

@@ -24,8 +24,9 @@ from vsim_fast.encode import load_encoder
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import UnsupportedVideo, UsageError, VsimError
 from vsim_fast.frame_pairs.dense import compare_densely
-from vsim_fast.frame_pairs.finish_worker import Job, check_metrics
-from vsim_fast.frame_pairs.finishing import Finishers
+from vsim_fast.frame_pairs.drawing import Folder
+from vsim_fast.frame_pairs.finishing import Finishers, Job
+from vsim_fast.frame_pairs.metrics import DEFAULT_METRICS, check_metrics
 from vsim_fast.frame_pairs.records import (
     Failure,
     Item,
@@ -48,7 +49,6 @@ from vsim_fast.video import Sampling
 
 IMAGE_SIZE = 518
 """Side of `builtin`'s input unless told otherwise: that of DINOv2, and of the original tool. Others have their own."""
-DEFAULT_METRICS = ("psnr", "ssim")
 CUDA_PAIRS = 16
 """Pairs compared at a time on a GPU; on a CPU one by one, which is as fast."""
 MOST_FINISHERS = 12
@@ -329,15 +329,14 @@ class _Comparing:
         if not metrics and drawing is None:
             return None
         paths = [link.item.images[end] for end in link.ends]
-        folder = summary = None
+        folder = None
         if drawing is not None:
-            folder = str(self.plan.folder_of(link.item, link.ends))
+            path = str(self.plan.folder_of(link.item, link.ends))
             named = {"image_a": os.path.basename(paths[0]), "image_b": os.path.basename(paths[1])}
             size = {"embedding_dim": self.encoder.dim, "cosine_distance": distance}
-            summary = named | facts | size | {"output_dir": folder}
-            facts["output_dir"] = folder
-        stride, relative = self.plan.arrow_stride, self.plan.compat
-        return self.finishers.submit(Job(*paths, metrics, folder, drawing, summary, stride, relative))
+            facts["output_dir"] = path
+            folder = Folder(path, drawing, named | facts | size, self.plan.arrow_stride, self.plan.compat)
+        return self.finishers.submit(Job(*paths, metrics, folder))
 
     def results(
         self, progress: Progress | None, before: int, total: int

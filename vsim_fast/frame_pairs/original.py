@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +11,10 @@ from vsim_fast.encode import Spec, load_encoder
 from vsim_fast.encode.base import Encoder, Tokens
 from vsim_fast.errors import EncoderError
 from vsim_fast.frame_pairs.dense import compare_densely
+from vsim_fast.frame_pairs.drawing import Folder, write_folder
 from vsim_fast.frame_pairs.images import IMAGE_SIZE
 from vsim_fast.pairs import cosine_distance, pooled_embedding
 from vsim_fast.records import frames_in_memory
-from vsim_fast.report import write_pair_pictures
-from vsim_fast.store import OutputFolder, output_errors
 from vsim_fast.video import read_image
 
 MODEL_NAME = "vit_base_patch14_dinov2.lvd142m"
@@ -132,11 +129,7 @@ def run_visualization(
     options = dict(compat=compat, pca=enable_pca)
     ((facts, drawing),) = compare_densely(tokens.patches[:1], tokens.patches[1:], *pictures, encoder.grid, **options)
     summary = _named(image_a, image_b) | facts | _distance(encoder, tokens) | {"output_dir": os.fspath(output_dir)}
-    with OutputFolder(Path(output_dir)) as out:
-        write_pair_pictures(out.file, drawing, arrow_stride=arrow_stride, relative=compat)
-        path = out.file("summary.json")
-        with output_errors(path):
-            path.write_text(json.dumps(summary, indent=2, allow_nan=False), encoding="utf-8")
+    write_folder(Folder(os.fspath(output_dir), drawing, summary, arrow_stride, compat))
     return summary
 
 

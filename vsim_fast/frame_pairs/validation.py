@@ -14,9 +14,9 @@ import torch
 from pydantic import BaseModel
 
 from vsim_fast.encode.base import Encoder
-from vsim_fast.frame_pairs.finish_worker import check_metrics, pixel_metrics
-from vsim_fast.frame_pairs.images import DEFAULT_METRICS, encoder_notes, load_pair_encoder
+from vsim_fast.frame_pairs.images import encoder_notes, load_pair_encoder
 from vsim_fast.frame_pairs.ladders import LadderStudy, ladder_study, read_triples
+from vsim_fast.frame_pairs.metrics import DEFAULT_METRICS, check_metrics, pixel_metrics
 from vsim_fast.image_quality import Lpips
 from vsim_fast.pairs import Pooling, cosine_distance, pooled_embedding, pooled_patch_distance
 from vsim_fast.pipeline import Timings

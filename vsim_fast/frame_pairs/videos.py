@@ -20,8 +20,8 @@ from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import CorruptVideo, UsageError
 from vsim_fast.frame_pairs.comparing import Alone, Comparing, Judged, PixelMetrics, WithReference
 from vsim_fast.frame_pairs.curves import flicker_index
-from vsim_fast.frame_pairs.finish_worker import check_metrics
-from vsim_fast.frame_pairs.images import DEFAULT_METRICS, encoder_notes, load_pair_encoder
+from vsim_fast.frame_pairs.images import encoder_notes, load_pair_encoder
+from vsim_fast.frame_pairs.metrics import DEFAULT_METRICS, check_metrics
 from vsim_fast.frame_pairs.reading import BATCH_FRAMES
 from vsim_fast.frame_pairs.video_outputs import number, overlay_name, write_outputs
 from vsim_fast.frame_pairs.video_records import VideoComparison, VideoPair, VideoRun, WorstFrame

@@ -1,0 +1,56 @@
+"""The folder of pictures of a pair; also a process that draws them, started by `finishing`. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vsim_fast.errors import VsimError
+from vsim_fast.report.pair_pictures import PairDrawing, write_pair_pictures
+from vsim_fast.store import OutputFolder, output_errors
+
+NICENESS = 5
+"""Gives way to the encoder, as decode processes do."""
+
+
+class Folder(NamedTuple):
+    """What a folder of pictures is made of."""
+
+    path: str
+    drawing: PairDrawing
+    summary: dict[str, Any]
+    """Of summary.json."""
+    arrow_stride: int
+    relative: bool
+    """Each map has its own colour range."""
+
+
+def write_folder(folder: Folder) -> None:
+    """Pictures and summary.json.  Raises: OutputError."""
+    with OutputFolder(Path(folder.path)) as out:
+        write_pair_pictures(out.file, folder.drawing, arrow_stride=folder.arrow_stride, relative=folder.relative)
+        path = out.file("summary.json")
+        with output_errors(path):
+            path.write_text(json.dumps(folder.summary, indent=2, allow_nan=False), encoding="utf-8")
+
+
+def main() -> None:
+    """Folders in, None or the error out, until the other side goes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the user process
+    with suppress(OSError):
+        os.nice(NICENESS)
+    connection = Connection(int(sys.argv[1]))
+    with suppress(EOFError, OSError):
+        while True:
+            folder, error = connection.recv(), None
+            try:
+                write_folder(folder)
+            except VsimError as refused:
+                error = refused
+            connection.send(error)
