@@ -11,7 +11,7 @@ from PIL import Image
 from video import clips
 
 from vsim_fast.errors import CorruptVideo, DecodeError, DeviceError, UsageError
-from vsim_fast.video import Sampling, open_video, plan, probe
+from vsim_fast.video import Sampling, open_video, plan, probe, read_image
 from vsim_fast.video._pyav import PyavBackend
 
 MILLI = Fraction(1, 1000)
@@ -248,6 +248,42 @@ def test_image_folder_goes_past_a_bad_image(tmp_path):
     assert joined(batches, "index").tolist() == [0, 1, 3] and reader.report.lost == 1
     with pytest.raises(CorruptVideo, match="image 2"):
         read(tmp_path, Sampling("all"), on_error="raise")
+
+
+def test_an_image_is_a_video_of_one_frame(tmp_path):
+    rgb = clips.picture(3, 21, 12)
+    Image.fromarray(rgb).save(tmp_path / "shot.PNG")
+    reader, batches = read(tmp_path / "shot.PNG", Sampling("all"))
+    assert np.array_equal(batches[0].rgb, rgb[None]) and reader.report.backend == "images"
+    assert (len(reader.info.pts), reader.info.notes) == (1, ())
+    (tmp_path / "shot.PNG").write_bytes((tmp_path / "shot.PNG").read_bytes()[:200])
+    with pytest.raises(CorruptVideo, match=r"shot\.PNG: the image does not decode"):
+        read(tmp_path / "shot.PNG", Sampling("all"))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32], ids=["16 bits", "32 bits"])
+def test_deep_grey_images_are_scaled_not_clipped(tmp_path, dtype):
+    levels = np.arange(256).reshape(16, 16)
+    Image.fromarray((levels * 257).astype(dtype)).save(tmp_path / "deep.tif")
+    assert np.array_equal(read_image(tmp_path / "deep.tif"), levels.astype(np.uint8)[..., None].repeat(3, 2))
+    _, batches = read(tmp_path / "deep.tif", Sampling("all"))
+    assert np.array_equal(batches[0].rgb[0, ..., 0], levels) and "16 bits" in batches[0].info.notes[0]
+
+
+def test_images_without_a_range_are_refused(tmp_path):
+    for name, pixels in (("float.tif", np.float32(0.5)), ("wide.tif", np.int32(70_000))):
+        Image.fromarray(np.full((8, 8), pixels)).save(tmp_path / name)
+        with pytest.raises(CorruptVideo, match=name):
+            read_image(tmp_path / name)
+
+
+def test_alpha_is_left_out_and_said(tmp_path):
+    rgba = np.dstack([clips.picture(0, 16, 16), np.full((16, 16), 255, np.uint8)])
+    for name, alpha, notes in (("opaque", 255, 0), ("clear", 9, 1)):
+        rgba[0, 0, 3] = alpha
+        Image.fromarray(rgba).save(tmp_path / f"{name}.png")
+        reader, batches = read(tmp_path / f"{name}.png", Sampling("all"))
+        assert np.array_equal(batches[0].rgb[0], rgba[..., :3]) and len(reader.info.notes) == notes
 
 
 def test_reader_stops_early_and_closes(clip):
