@@ -71,7 +71,7 @@ def test_among_zeros_what_is_not_zero_sticks_out():
     curve = np.zeros(100)
     curve[[7, 50]] = 0.02, 0.3
     assert sticking_out(curve)[0].tolist() == [50, 7]
-    curve[20] = 0.0005  # the encoder's rounding
+    curve[20] = 5e-6  # rounding
     assert sticking_out(curve)[0].tolist() == [50, 7]
 
 
