@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import time
@@ -27,7 +26,7 @@ from vsim_fast.pipeline import EncodedFrames, Timings, encode_video
 from vsim_fast.records import VideoInfo
 from vsim_fast.report import HeatmapWriter, ReportData, thumbnail, write_report, write_statistics
 from vsim_fast.similarity import MatrixStats, PatchStack, Reduce, Stats, matrices, mean_over_time
-from vsim_fast.store import ArrayWriter, OutputFolder, output_errors
+from vsim_fast.store import ArrayWriter, OutputFolder, earlier_outputs, output_errors
 from vsim_fast.video import DecodeReport, Sampling, open_video, plan, probe
 
 SHOWN_FRAMES = 24
@@ -146,7 +145,7 @@ def analyze(
         progress.plan(planned, array_bytes)
     with OutputFolder(Path(output_dir)) as out, _Pictures(out, encoder, planned, timings) as pictures:
         out.require_space(array_bytes)
-        out.replaces(_earlier_outputs(out.path / "summary.json"))
+        out.replaces(earlier_outputs(out.path / "summary.json", "*"))
         collect = _Collector(out, info, encoder, planned, reduce, topk, dtype, compress, timings)
         source = dict(decoder=decoder, device=encoder.device, batch_size=encoder.batch_size, image_fps=image_fps)
         with collect, open_video(video, sampling, **source) as reader:
@@ -481,15 +480,6 @@ def _notes(encoder: Encoder, collect: _Collector, decoded: DecodeReport) -> list
         which = "frame is" if count == 1 else "frames are"
         notes.append(f"{count} {which} black or featureless: similar to everything")
     return notes
-
-
-def _earlier_outputs(summary: Path) -> list[str]:
-    """What an earlier run wrote to the folder, by its summary; nothing if there is none or it is not ours."""
-    try:
-        outputs = json.loads(summary.read_text())["outputs"]
-        return [name for name in outputs if isinstance(name, str)]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
 
 
 def _memory(resident: float, encoder: Encoder) -> dict[str, float]:

@@ -4,12 +4,14 @@ the same folder, flushed to the disk, then renamed."""
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import threading
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -135,6 +137,16 @@ class OutputFolder:
             if kind is not None and self._made:
                 with suppress(OSError):  # not empty: someone else writes there too
                     self.path.rmdir()
+
+
+def earlier_outputs(summary: Path, *patterns: str) -> list[str]:
+    """What an earlier run wrote to the folder by the "outputs" of its summary, of names that match a pattern; nothing
+    if there is no summary or it is not ours."""
+    try:
+        outputs = json.loads(summary.read_bytes())["outputs"]
+        return [name for name in outputs if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 class ArrayWriter:

@@ -17,7 +17,6 @@ from vsim_fast.deduplication.outcome import (
     as_group,
     as_matches,
     describe,
-    earlier_outputs,
     find_groups,
     find_matches,
     find_related,
@@ -45,7 +44,7 @@ from vsim_fast.inputs import Inputs, find_videos, path_id
 from vsim_fast.pipeline import Timings
 from vsim_fast.records import Progress
 from vsim_fast.report.duplicates import write_review_page
-from vsim_fast.store import OutputFolder
+from vsim_fast.store import OutputFolder, earlier_outputs
 
 __all__ = ["Decisions", "DedupResult", "DuplicateGroup", "File", "Match", "Member", "PairRow", "Progress", "dedup"]
 
@@ -148,7 +147,7 @@ def dedup(
         else:
             with OutputFolder(folder) as out:
                 with timings.stage("write"):
-                    out.replaces(earlier_outputs(folder / SUMMARY))
+                    out.replaces(earlier_outputs(folder / SUMMARY, "pairs.csv", "groups.json", "report.html"))
                     write_pairs(out.file("pairs.csv"), compared.rows(table, listed))
                     if against is None:
                         content = {"groups": [group.model_dump() for group in result.groups]}

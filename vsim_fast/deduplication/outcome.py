@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -179,12 +178,3 @@ def write_pairs(path: Path, rows: Iterator[PairRow]) -> None:
 def write_text(path: Path, text: str) -> None:
     with output_errors(path):
         path.write_text(text, encoding="utf-8")
-
-
-def earlier_outputs(summary: Path) -> list[str]:
-    """What an earlier run wrote here."""
-    try:
-        outputs = json.loads(summary.read_bytes())["outputs"]
-        return [name for name in outputs if name in ("pairs.csv", "groups.json", "report.html")]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []

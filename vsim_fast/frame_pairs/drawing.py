@@ -15,6 +15,11 @@ from vsim_fast.errors import VsimError
 from vsim_fast.report.pair_pictures import PairDrawing, write_pair_pictures
 from vsim_fast.store import OutputFolder, output_errors
 
+PICTURES = (
+    "similarity_A2B.png", "similarity_B2A.png", "mismatch_A.png", "mismatch_B.png", "vector_field.png",
+    "pca_features.png",
+)  # fmt: skip
+"""What an earlier run may have left; a later one may draw fewer."""
 NICENESS = 5
 """Gives way to the encoder, as decode processes do."""
 
@@ -34,6 +39,7 @@ class Folder(NamedTuple):
 def write_folder(folder: Folder) -> None:
     """Pictures and summary.json.  Raises: OutputError."""
     with OutputFolder(Path(folder.path)) as out:
+        out.replaces(PICTURES)
         write_pair_pictures(out.file, folder.drawing, arrow_stride=folder.arrow_stride, relative=folder.relative)
         path = out.file("summary.json")
         with output_errors(path):

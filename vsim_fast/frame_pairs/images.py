@@ -93,6 +93,7 @@ def pair_images(
         metrics: of "psnr", "ssim", "lpips", beside the distances; of pairs only.
     Returns:
         Results in the order of the items. An item that cannot be compared is a `Failure` of the run; others are done.
+        An interrupt is raised on, once what has been compared is written.
     Raises:
         UsageError, DeviceError, EncoderError, OutputError, ImportError: for all of it.
     Memory: tokens of the images that are waited for, at most a quarter of what is free: beyond that the items are done
@@ -121,19 +122,23 @@ def pair_images(
         failed = [item for item in items if isinstance(item, Failure)]
         for item in todo:
             comparing.expect(item)
-        for window in windows(todo, _images_at_a_time(encoder)):
-            for _ in comparing.run(window, isolate, server):
-                if progress:
-                    progress.advance("pairs", comparing.ended + len(failed), len(items))
-            server = None  # ended with its stream
-        results, broken = comparing.results(progress, len(failed), len(items))
+        ended: BaseException | None = None
+        try:
+            for window in windows(todo, _images_at_a_time(encoder)):
+                for _ in comparing.run(window, isolate, server):
+                    if progress:
+                        progress.advance("pairs", comparing.ended + len(failed), len(items))
+                server = None  # ended with its stream
+        except (KeyboardInterrupt, SystemExit) as error:  # what is compared is not lost
+            ended = error
+        results, broken = comparing.results()
     failed = sorted(failed + broken, key=lambda failure: failure.number)
     settings = {
         "image_size": list(encoder.preprocess.size), "pooling": pooling, "compat": compat, "metrics": list(metrics),
         "visualize": visualize, "arrow_stride": arrow_stride, "pca": pca,
     }  # fmt: skip
     run = PairRun(
-        status="complete" if not failed else "partial" if results else "nothing",
+        status="interrupted" if ended else "complete" if not failed else "partial" if results else "nothing",
         compared=len(results), failed=failed, images=comparing.encoded, settings=settings,
         mean_cosine_distance=_mean([result.cosine_distance for result in results]),
         mean_patch_distance=_mean([result.patch_distance for result in results]),
@@ -144,6 +149,8 @@ def pair_images(
         write_results(folder, batch, timings, started)
     else:
         run.timings = timings.summary(started)
+    if ended is not None:
+        raise ended
     return batch
 
 
@@ -338,16 +345,16 @@ class _Comparing:
             folder = Folder(path, drawing, named | facts | size, self.plan.arrow_stride, self.plan.compat)
         return self.finishers.submit(Job(*paths, metrics, folder))
 
-    def results(
-        self, progress: Progress | None, before: int, total: int
-    ) -> tuple[list[PairResult | TripletResult], list[Failure]]:
-        """Of all items, once every round has run."""
+    def results(self) -> tuple[list[PairResult | TripletResult], list[Failure]]:
+        """Of all items that were begun, waiting for what is still being finished."""
         results: list[PairResult | TripletResult] = []
         failed: list[Failure] = []
         for item in self._items:
             try:
                 if item.number in self._errors:
                     raise self._errors[item.number]
+                if (item.number, item.links[-1]) not in self._found:
+                    continue  # interrupted
                 with self.timings.stage("finish"):
                     compared = [self._found[item.number, ends] for ends in item.links]
                     finished = [{} if one.finished is None else one.finished.result() for one in compared]
@@ -357,8 +364,6 @@ class _Comparing:
                 continue
             make = self._pair if len(item.images) == 2 else self._triplet
             results.append(make(item, compared, finished))
-        if progress:
-            progress.advance("pairs", total, total)
         return results, failed
 
     def _common(self, item: Item) -> dict[str, Any]:
@@ -411,6 +416,8 @@ def _check(
 ) -> None:
     if not items:
         raise UsageError("there are no pairs to compare")
+    if len({item.number for item in items}) < len(items):
+        raise UsageError("items must have numbers of their own")
     if visualize and output_dir is None:
         raise UsageError("visualize needs an output_dir for the pictures")
     if arrow_stride < 1:

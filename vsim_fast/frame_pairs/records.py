@@ -107,7 +107,7 @@ class PairRun(BaseModel):
 
     schema_version: int = 1
     vsim_fast: str = __version__
-    status: Literal["complete", "partial", "nothing"]
+    status: Literal["complete", "partial", "nothing", "interrupted"]
     compared: int
     failed: list[Failure]
     images: int

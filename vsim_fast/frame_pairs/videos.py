@@ -29,7 +29,7 @@ from vsim_fast.image_quality import Lpips
 from vsim_fast.pairs import Pooling
 from vsim_fast.pipeline import Timings
 from vsim_fast.records import Progress
-from vsim_fast.store import OutputFolder
+from vsim_fast.store import OutputFolder, earlier_outputs
 from vsim_fast.video import Sampling, VideoReader, open_video
 
 OnLength = Literal["shortest", "error"]
@@ -82,6 +82,7 @@ def pair_video(
     sampling = Sampling("all") if fps is None else Sampling(fps=fps)
     source = dict(decoder=decoder, device=encoder.device, batch_size=BATCH_FRAMES)
     with OutputFolder(Path(output_dir)) as out, ExitStack() as stack:
+        out.replaces(earlier_outputs(out.path / "summary.json", "frames.*", "worst_*.png"))
         with timings.stage("probe"):
             readers = [
                 stack.enter_context(open_video(path, sampling, **source))
