@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from vsim_fast.encode import load_encoder
-from vsim_fast.errors import EncoderError, OpenError, UsageError, WorkerDied
+from vsim_fast.errors import EncoderError, OpenError, OutputError, UsageError, WorkerDied
 from vsim_fast.frame_pairs import (
     Failure,
     Item,
@@ -23,7 +23,7 @@ from vsim_fast.frame_pairs import (
     run_visualization,
 )
 from vsim_fast.frame_pairs import images as module
-from vsim_fast.frame_pairs.finishing import Finishers, Job
+from vsim_fast.frame_pairs.finishing import Finishers
 from vsim_fast.frame_pairs.images import windows
 from vsim_fast.image_quality import psnr, ssim
 from vsim_fast.pairs import correspondence, cosine_distance, mismatch, pooled_patch_distance
@@ -310,19 +310,20 @@ def test_config_that_is_none(tmp_path, content, words):
 
 
 def test_a_finisher_that_dies_costs_its_pair(tmp_path, folder, encoder, monkeypatch):
-    batch = []
-    monkeypatch.setattr(module.Finishers, "submit", lambda self, job: batch.append(job))
+    drawn = []
+    monkeypatch.setattr(module.Finishers, "draw", lambda self, folder: drawn.append(folder))
     pair_images(pairs_of(folder, (0, 1)), encoder, output_dir=tmp_path / "out", visualize=True)
-    job: Job = batch[0]
     monkeypatch.undo()
     with Finishers(1, processes=True) as finishers:
-        assert finishers.submit(job).result()["psnr"] > 0
+        finishers.submit(finishers.draw, drawn[0]).result()
         process = finishers._idle.queue[-1][0]
         process.kill()
         process.wait()
         with pytest.raises(WorkerDied, match="ended with exit code -9"):
-            finishers.submit(job).result()
-        assert finishers.submit(job).result()["psnr"] > 0
+            finishers.submit(finishers.draw, drawn[0]).result()
+        finishers.submit(finishers.draw, drawn[0]).result()
+        with pytest.raises(OutputError, match=r"0\.png"):  # not a folder
+            finishers.submit(finishers.draw, drawn[0]._replace(path=str(folder / "0.png"))).result()
 
 
 # ── the original's calls ──

@@ -990,7 +990,7 @@ def _print_image_pairs(result: Any) -> None:
         print(f"and {rest} more, see {run.output_dir}/results.json")
     for failure in run.failed[:SHOWN_GROUPS]:
         print(f"not compared: pair {failure.number}: {failure.reason}", file=sys.stderr)
-    _print_note_lines(run.notes, ((f"pair {one.number}", one.notes) for one in result.results))
+    _print_note_lines(run.notes, ((f"pair {one.number}", one.notes) for one in result.results), "pairs")
     averages = ""
     if run.compared:
         averages = f"; on average cosine distance {run.mean_cosine_distance:.4f}, patch {run.mean_patch_distance:.4f}"
@@ -1129,12 +1129,12 @@ def _print_notes(result: Any) -> None:
     _print_note_lines(result.notes, ((file.path, file.notes) for file in result.files))
 
 
-def _print_note_lines(notes: list[str], of_videos: Iterable[tuple[str, list[str]]]) -> None:
-    videos: dict[str, list[str]] = {}
-    for path, notes_of_one in of_videos:
+def _print_note_lines(notes: list[str], of_items: Iterable[tuple[str, list[str]]], what: str = "videos") -> None:
+    items: dict[str, list[str]] = {}
+    for name, notes_of_one in of_items:
         for note in notes_of_one:
-            videos.setdefault(note, []).append(path)
-    whose = {note: paths[0] if len(paths) == 1 else f"{len(paths)} videos" for note, paths in videos.items()}
+            items.setdefault(note, []).append(name)
+    whose = {note: names[0] if len(names) == 1 else f"{len(names)} {what}" for note, names in items.items()}
     lines = [*notes, *(f"{who}: {note}" for note, who in whose.items())]
     for line in lines[:SHOWN_NOTES]:
         print(f"note: {line}", file=sys.stderr)

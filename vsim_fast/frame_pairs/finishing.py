@@ -1,49 +1,36 @@
-"""What is left to do of pairs once their tokens have been compared, done while the next ones are encoded: pixel metrics
-in threads, pictures in processes, since drawing holds the interpreter."""
+"""What is done of pairs while the next ones are encoded: side by side in threads, and pictures in processes, since
+drawing holds the interpreter."""
 
 from __future__ import annotations
 
 import queue
 import subprocess
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Any, TypeVar
 
 import torch
 
 from vsim_fast.errors import WorkerDied
 from vsim_fast.frame_pairs.drawing import Folder, write_folder
-from vsim_fast.frame_pairs.metrics import pixel_metrics
-from vsim_fast.image_quality import Lpips
 from vsim_fast.pipeline.fork_server import start_python
-from vsim_fast.video import read_image
 
 AHEAD = 2
-"""Jobs a thread may be behind: what waits holds memory."""
-
-
-class Job(NamedTuple):
-    """A pair to finish."""
-
-    path_a: str
-    path_b: str
-    metrics: tuple[str, ...]
-    folder: Folder | None = None
-    """Of its pictures; the metrics are added to its summary."""
+"""Calls a thread may be behind: what waits holds memory."""
+Result = TypeVar("Result")
 
 
 class Finishers:
-    """Runs `count` jobs at a time; a context manager.
+    """Runs `count` calls at a time, each with one thread of torch; a context manager.
 
     Args:
-        processes: False draws in threads, too: starting a process takes longer than a few pictures.
-        lpips: for jobs that ask for that metric.
-    A process that dies costs its job, and another takes over.
+        processes: False draws in the threads, too: starting a process takes longer than a few pictures.
     """
 
-    def __init__(self, count: int, *, processes: bool, lpips: Lpips | None = None):
-        self._processes, self._lpips = processes, lpips
+    def __init__(self, count: int, *, processes: bool):
+        self._processes = processes
         self._idle: queue.LifoQueue[tuple[subprocess.Popen, Connection] | None] = queue.LifoQueue()
         for _ in range(count):
             self._idle.put(None)  # started when first needed
@@ -51,24 +38,19 @@ class Finishers:
         self._torch_threads = torch.get_num_threads()
         self._threads = ThreadPoolExecutor(count, "vsim-finish", initializer=torch.set_num_threads, initargs=(1,))
 
-    def submit(self, job: Job) -> Future[dict[str, float | None]]:
-        """Waits while too many jobs are under way. The future gives the metrics by name, or raises what went wrong:
-        an image that cannot be read (any more), a folder that cannot be written, WorkerDied."""
+    def submit(self, call: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Waits while too many calls are under way."""
         self._room.acquire()
-        future = self._threads.submit(self._run, job)
+        future = self._threads.submit(call, *arguments)
         future.add_done_callback(lambda _: self._room.release())
         return future
 
-    def _run(self, job: Job) -> dict[str, float | None]:
-        found: dict[str, float | None] = {}
-        if job.metrics:
-            found = pixel_metrics(read_image(job.path_a), read_image(job.path_b), job.metrics, self._lpips)
-        if job.folder is not None:
-            folder = job.folder._replace(summary=job.folder.summary | found)
-            (self._draw_elsewhere if self._processes else write_folder)(folder)
-        return found
-
-    def _draw_elsewhere(self, folder: Folder) -> None:
+    def draw(self, folder: Folder) -> None:
+        """Write a folder of pictures; from one of the calls.  Raises: OutputError.  WorkerDied: the process that drew
+        it; another takes over."""
+        if not self._processes:
+            write_folder(folder)
+            return
         worker = self._idle.get()
         try:
             if worker is None:

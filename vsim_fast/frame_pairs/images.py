@@ -25,8 +25,8 @@ from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import UnsupportedVideo, UsageError, VsimError
 from vsim_fast.frame_pairs.dense import compare_densely
 from vsim_fast.frame_pairs.drawing import Folder
-from vsim_fast.frame_pairs.finishing import Finishers, Job
-from vsim_fast.frame_pairs.metrics import DEFAULT_METRICS, check_metrics
+from vsim_fast.frame_pairs.finishing import Finishers
+from vsim_fast.frame_pairs.metrics import DEFAULT_METRICS, check_metrics, pixel_metrics
 from vsim_fast.frame_pairs.records import (
     Failure,
     Item,
@@ -45,7 +45,7 @@ from vsim_fast.processor import usable_cores
 from vsim_fast.records import Progress
 from vsim_fast.report import PairDrawing
 from vsim_fast.store import OutputFolder, output_errors
-from vsim_fast.video import Sampling
+from vsim_fast.video import Sampling, read_image
 
 IMAGE_SIZE = 518
 """Side of `builtin`'s input unless told otherwise: that of DINOv2, and of the original tool. Others have their own."""
@@ -114,10 +114,10 @@ def pair_images(
                 encoder = load_pair_encoder(encoder, image_size, device=device, precision=precision, offline=offline)
         cores = usable_cores()
         count = min(cores, MOST_FINISHERS)
-        finishers = stack.enter_context(Finishers(count, processes=len(items) >= MANY, lpips=lpips))
+        finishers = stack.enter_context(Finishers(count, processes=len(items) >= MANY))
         folder = None if output_dir is None else Path(output_dir)
         plan = _Plan(folder, visualize, arrow_stride, pca, compat, pooling, tuple(metrics))
-        comparing = _Comparing(encoder, plan, finishers, timings)
+        comparing = _Comparing(encoder, plan, finishers, lpips, timings)
         todo = [item for item in items if isinstance(item, Item)]
         failed = [item for item in items if isinstance(item, Failure)]
         for item in todo:
@@ -212,27 +212,36 @@ class _Link(NamedTuple):
     ends: tuple[int, int]
 
 
-class _Compared(NamedTuple):
-    """What came of a link; `finished` gives what finishing it gave."""
+class _Measured(NamedTuple):
+    """What the tokens of a link say."""
 
     cosine_distance: float
     patch_distance: float
-    dense: dict[str, Any]
-    finished: Future[dict[str, float | None]] | None
+    facts: dict[str, Any]
+    drawing: PairDrawing | None
+
+
+class _Compared(NamedTuple):
+    """All that is told of a link."""
+
+    cosine_distance: float
+    patch_distance: float
+    facts: dict[str, Any]
+    """By the names of `PairResult`."""
 
 
 class _Comparing:
     """Takes images as they come out of the pipeline and compares those that are all there."""
 
-    def __init__(self, encoder: Encoder, plan: _Plan, finishers: Finishers, timings: Timings):
-        self.encoder, self.plan, self.finishers, self.timings = encoder, plan, finishers, timings
+    def __init__(self, encoder: Encoder, plan: _Plan, finishers: Finishers, lpips: Lpips | None, timings: Timings):
+        self.encoder, self.plan, self.finishers, self.lpips, self.timings = encoder, plan, finishers, lpips, timings
         self.ended = self.encoded = 0
         """Items that are compared, or known to fail; images encoded."""
         self._items: list[Item] = []
         self._needed: Counter[str] = Counter()
         self._images: dict[str, _Image | VsimError] = {}
         self._facts: dict[str, tuple[tuple[int, int], tuple[str, ...]]] = {}
-        self._found: dict[tuple[int, tuple[int, int]], _Compared] = {}
+        self._found: dict[tuple[int, tuple[int, int]], Future[_Compared]] = {}
         self._errors: dict[int, VsimError] = {}
         self._ready: deque[_Link] = deque()
         self._at_a_time = CUDA_PAIRS if encoder.device.type == "cuda" else 1
@@ -313,37 +322,50 @@ class _Comparing:
         if not links:
             return
         a, b = ([self._images[link.item.images[link.ends[side]]] for link in links] for side in (0, 1))
+        if self.encoder.device.type == "cuda":
+            measured = self._measure(a, b)
+            futures = [self.finishers.submit(self._finish, *pair) for pair in zip(links, measured, strict=True)]
+        else:  # pairs side by side, one thread each
+            futures = [self.finishers.submit(self._measure_and_finish, *one) for one in zip(links, a, b, strict=True)]
+        for link, future in zip(links, futures, strict=True):
+            self._found[link.item.number, link.ends] = future
+            if link.ends == link.item.links[-1]:
+                self._done(link.item)
+
+    def _measure(self, a: list[_Image], b: list[_Image]) -> list[_Measured]:
+        """Distances of pairs of images, and their dense correspondence if it is wanted."""
         with self.timings.stage("compare"), torch.inference_mode():
             pooled = cosine_distance(*(torch.stack([image.embedding for image in side]) for side in (a, b)))
             patches_a, patches_b = (torch.stack([image.patches for image in side]) for side in (a, b))  # [B, P, D]
             local = pooled_patch_distance(cosine_distance(patches_a, patches_b))
-            dense = [({}, None)] * len(links)
+            dense = [({}, None)] * len(a)
             if self.plan.visualize:
                 pictures = [[image.picture for image in side] for side in (a, b)]
                 options = dict(compat=self.plan.compat, pca=self.plan.pca)
                 dense = compare_densely(patches_a, patches_b, *pictures, self.encoder.grid, **options)
-            pooled, local = pooled.tolist(), local.tolist()
-        for link, distance, patch_distance, (facts, drawing) in zip(links, pooled, local, dense, strict=True):
-            finished = self._finish(link, distance, facts, drawing)
-            self._found[link.item.number, link.ends] = _Compared(distance, patch_distance, facts, finished)
-            if link.ends == link.item.links[-1]:
-                self._done(link.item)
+            distances = zip(pooled.tolist(), local.tolist(), strict=True)
+            return [_Measured(*pair, *one) for pair, one in zip(distances, dense, strict=True)]
 
-    def _finish(
-        self, link: _Link, distance: float, facts: dict[str, Any], drawing: PairDrawing | None
-    ) -> Future[dict[str, float | None]] | None:
-        metrics = self.plan.metrics if len(link.item.images) == 2 else ()
-        if not metrics and drawing is None:
-            return None
+    def _measure_and_finish(self, link: _Link, a: _Image, b: _Image) -> _Compared:
+        return self._finish(link, *self._measure([a], [b]))
+
+    def _finish(self, link: _Link, measured: _Measured) -> _Compared:
+        """Pixel metrics and pictures of a pair."""
+        distance, patch_distance, facts, drawing = measured
         paths = [link.item.images[end] for end in link.ends]
-        folder = None
+        metrics, folder = {}, None
+        with self.timings.stage("metrics"):
+            if self.plan.metrics and len(link.item.images) == 2:
+                metrics = pixel_metrics(*map(read_image, paths), self.plan.metrics, self.lpips)
         if drawing is not None:
             path = str(self.plan.folder_of(link.item, link.ends))
             named = {"image_a": os.path.basename(paths[0]), "image_b": os.path.basename(paths[1])}
             size = {"embedding_dim": self.encoder.dim, "cosine_distance": distance}
-            facts["output_dir"] = path
-            folder = Folder(path, drawing, named | facts | size, self.plan.arrow_stride, self.plan.compat)
-        return self.finishers.submit(Job(*paths, metrics, folder))
+            facts = facts | {"output_dir": path}
+            folder = Folder(path, drawing, named | facts | size | metrics, self.plan.arrow_stride, self.plan.compat)
+            with self.timings.stage("pictures"):
+                self.finishers.draw(folder)
+        return _Compared(distance, patch_distance, facts | metrics)
 
     def results(self) -> tuple[list[PairResult | TripletResult], list[Failure]]:
         """Of all items that were begun, waiting for what is still being finished."""
@@ -356,14 +378,13 @@ class _Comparing:
                 if (item.number, item.links[-1]) not in self._found:
                     continue  # interrupted
                 with self.timings.stage("finish"):
-                    compared = [self._found[item.number, ends] for ends in item.links]
-                    finished = [{} if one.finished is None else one.finished.result() for one in compared]
+                    compared = [self._found[item.number, ends].result() for ends in item.links]
             except VsimError as error:
                 failure = Failure(number=item.number, images=list(item.images), label=item.label, reason=str(error))
                 failed.append(failure)
                 continue
             make = self._pair if len(item.images) == 2 else self._triplet
-            results.append(make(item, compared, finished))
+            results.append(make(item, compared))
         return results, failed
 
     def _common(self, item: Item) -> dict[str, Any]:
@@ -379,16 +400,15 @@ class _Comparing:
         label = {} if item.label is None else {"label": item.label}
         return {"number": item.number, "embedding_dim": self.encoder.dim, "notes": notes} | label
 
-    def _pair(self, item: Item, compared: list[_Compared], finished: list[dict[str, Any]]) -> PairResult:
-        a, b = item.images
-        (one,), (metrics,) = compared, finished
+    def _pair(self, item: Item, compared: list[_Compared]) -> PairResult:
+        (a, b), (one,) = item.images, compared
         return PairResult(
             image_a=os.path.basename(a), image_b=os.path.basename(b), path_a=a, path_b=b,
             cosine_similarity=1 - one.cosine_distance, cosine_distance=one.cosine_distance,
-            patch_distance=one.patch_distance, **metrics, **one.dense, **self._common(item),
+            patch_distance=one.patch_distance, **one.facts, **self._common(item),
         )  # fmt: skip
 
-    def _triplet(self, item: Item, compared: list[_Compared], finished: list[dict[str, Any]]) -> TripletResult:
+    def _triplet(self, item: Item, compared: list[_Compared]) -> TripletResult:
         names = ("0t", "t1", "01")
         patch = [one.patch_distance for one in compared]
         distances = {
