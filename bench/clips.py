@@ -1,8 +1,10 @@
-"""The clip that whole programs are timed on."""
+"""The clip that whole programs are timed on, and what is made from it."""
 
 from __future__ import annotations
 
+import json
 import os
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,4 +34,45 @@ def generate(path: Path, *, seconds: int = 60, fps: int = 10, width: int = 768, 
             frame = texture[:, k % width : k % width + width] + np.roll(noise, 7 * k, axis=1)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
+    return path
+
+
+def write_pairs(clip: Path, folder: Path, count: int) -> Path:
+    """A list (JSON) of `count` pairs of a frame and the next one, spread over the clip; each image a PNG of its own.
+
+    A clip of fewer than two frames per pair gives fewer pairs.
+    """
+    import av
+    from PIL import Image
+
+    from vsim_fast.video import probe
+
+    frames = len(probe(clip).pts)
+    count = min(count, frames // 2)
+    firsts = [k * frames // count for k in range(count)]
+    wanted = {first + side: f"{k:03d}_{'ab'[side]}.png" for k, first in enumerate(firsts) for side in (0, 1)}
+    with av.open(str(clip)) as container:
+        for n, frame in enumerate(container.decode(video=0)):
+            if n in wanted:
+                Image.fromarray(frame.to_ndarray(format="rgb24")).save(folder / wanted[n], compress_level=1)
+    pairs = [{f"image_{side}": str(folder / f"{k:03d}_{side}.png") for side in "ab"} for k in range(count)]
+    config = folder / "pairs.json"
+    config.write_text(json.dumps(pairs))
+    return config
+
+
+def write_copy(clip: Path, path: Path, frames: int, crf: int) -> Path:
+    """The first frames of the clip again, as H.264 of that rate factor."""
+    import av
+
+    with av.open(str(clip)) as source, av.open(str(path), "w") as out:
+        shown = source.streams.video[0]
+        stream = out.add_stream("libx264", rate=shown.average_rate, options={"preset": "veryfast", "crf": str(crf)})
+        stream.width, stream.height, stream.pix_fmt = shown.width, shown.height, "yuv420p"
+        stream.codec_context.time_base = shown.time_base
+        for frame in islice(source.decode(shown), frames):
+            copy = frame.reformat(format="yuv420p")
+            copy.pts, copy.time_base, copy.pict_type = frame.pts, shown.time_base, 0
+            out.mux(stream.encode(copy))
+        out.mux(stream.encode())
     return path

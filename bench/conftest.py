@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clips import find_clip
 
 from vsim_fast.benchmark import Machine, Row, append_row, table
 
@@ -33,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vsim_fast benchmark")
     group.addoption("--rows", type=Path, metavar="PATH", help="row file, or folder for <machine>.jsonl")
     group.addoption("--tested", action="store_true", help="the ops' own tests have just passed: do not run them again")
+    group.addoption("--pairs", type=int, metavar="N", help="pairs of images that `vsim pair` is timed on")
     group.addoption("--quick", action="store_true", help="few rounds, small end-to-end runs, no torch.compile")
 
 
@@ -208,6 +210,11 @@ class Recorder:
 @pytest.fixture(scope="session")
 def quick(pytestconfig: pytest.Config) -> bool:
     return pytestconfig.getoption("--quick")
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return find_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="session")

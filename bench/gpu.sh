@@ -4,7 +4,7 @@
 #   WHEELS  wheels to add to what the machine has (bench/wheels.sh fetches them); CLIPS  real clips to time on;
 #   OUT     where rows, trace and log go, default bench/results; BUDGET  seconds in all: steps that no longer fit are cut;
 #   VSIM_COMMIT  the commit, with -dirty at its end where that holds, if the tree comes without its git folder;
-#   STEP…   only these of op-tests, gpu-tests, nvdec-tests, ops, engine, trace, programs, batches.
+#   STEP…   only these of op-tests, gpu-tests, nvdec-tests, ops, engine, trace, programs, pairs, batches.
 # --dry-run prints the plan and what is missing. Exit code 1 when a step failed or was cut, or a required one left out.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -88,12 +88,13 @@ nvdec_tests() { pytest_here tests -m needs_nvdec --require needs_nvdec; }
 time_ops() { pytest_here bench/test_ops.py --rows "$out" ${1:+"$1"}; }
 time_engine() { pytest_here bench/test_end_to_end.py -k "engine or readers" --rows "$out"; }
 time_programs() { pytest_here bench/test_end_to_end.py -k straightforward --rows "$out"; }
+time_pairs() { pytest_here bench/test_pairs.py --pairs 8 --rows "$out"; }
 time_batches() {
   "$python" bench/batch.py cut "$VSIM_BENCH_CLIPS" "$site/cut" --count 64 &&
     "$python" bench/batch.py roofs "$site/cut" --model timm:vit_base_patch14_dinov2@random --fps 10 --rows "$out"
 }
 trace() { "$python" bench/device_trace.py --out "$out/trace.json"; }
-export -f describe missing add_wheels build pytest_here op_tests gpu_tests nvdec_tests time_ops time_engine time_programs time_batches trace
+export -f describe missing add_wheels build pytest_here op_tests gpu_tests nvdec_tests time_ops time_engine time_programs time_pairs time_batches trace
 export python out site
 
 [ -n "$dry" ] || { mkdir -p "$out" && : >"$log"; }
@@ -109,6 +110,7 @@ wanted ops && step ops required 180 "gpu py:pytest_benchmark" time_ops $tested
 wanted engine && step engine required 60 "gpu py:pytest_benchmark py:av py:timm" time_engine
 wanted trace && step trace optional 60 "$nvdec" trace
 wanted programs && step programs required 150 "gpu py:pytest_benchmark py:av py:timm" time_programs
+wanted pairs && step pairs required 120 "gpu py:pytest_benchmark py:av py:timm py:sklearn" time_pairs
 [ -n "$VSIM_BENCH_CLIPS$dry" ] && wanted batches && step batches required 150 "gpu py:av py:timm" time_batches
 [ -n "$dry" ] && exit 0
 

@@ -6,9 +6,6 @@ ratio of medians within the run. Weights are random: speed does not depend on th
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,9 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clips import find_clip
+from programs import ROOT, VSIM, run_in_turn
 
-ROOT = Path(__file__).resolve().parents[1]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL, BASE = "vit_small_patch14_dinov2", "vit_base_patch14_dinov2"
 PROGRAMS = {  # device -> (model, image size, precisions of ours)
@@ -31,40 +27,19 @@ ENGINES = {"cpu": [(SMALL, 224)], "cuda": [(BASE, 224), (BASE, 518)]}[DEVICE]
 READERS = 8
 
 
-@pytest.fixture(scope="session")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return find_clip(tmp_path_factory.mktemp("clip"))
-
-
-def run_program(command: list[str]) -> tuple[float, float, dict]:
-    """(wall seconds, peak resident MiB, the JSON object on the last line of stdout) of a process."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
-    out = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    process.stdout.close()
-    assert process.returncode == 0, f"{command} exited with {process.returncode}"
-    return seconds, usage.ru_maxrss / 1024, json.loads(out.splitlines()[-1])
-
-
 @pytest.mark.parametrize(("model", "size", "precisions"), PROGRAMS)
 def test_analyze_beside_the_straightforward_script(model, size, precisions, clip, tmp_path, recorder, quick):
     frames, rounds = (8, 1) if quick else (40, 3 if DEVICE == "cpu" else 2)
     options = ["--fps", "1", "--max-frames", str(frames), "--image-size", str(size), "--device", DEVICE]
     baseline = "straightforward"
     script = [sys.executable, str(ROOT / "bench" / "straightforward.py"), str(clip), "--model", model, "--random"]
-    ours = [sys.executable, "-c", "from vsim_fast.cli import run; run()", "analyze", str(clip), "--json"]
+    ours = [*VSIM, "analyze", str(clip), "--json"]
     programs = {baseline: [*script, *options, "--out", str(tmp_path / baseline)]}
     for precision in precisions:
         out = ["--model", f"timm:{model}@random", "--precision", precision, "--output-dir", str(tmp_path / precision)]
         programs[precision] = [*ours, *options, *out]
 
-    runs: dict[str, list[tuple[float, float, dict]]] = {name: [] for name in programs}
-    for _ in range(rounds):
-        for name, command in programs.items():
-            runs[name].append(run_program(command))
+    runs = run_in_turn(programs, rounds)
 
     def positions(name: str) -> np.ndarray:
         return np.load(tmp_path / name / "position_similarities.npz")["position_similarities"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.bitstream import BitStreamFilterContext
 
 RATE = 30
 
@@ -86,6 +87,25 @@ def stream_copy(source: Path, path: Path, *, start_seconds: float) -> Path:
     return path
 
 
+def bare_alternate_references(path: Path, frames: int = 40) -> Path:
+    """VP9 whose alternate reference frames are packets of their own, with the time of the frame behind them.
+
+    FFmpeg's muxers join such a packet with the next one; files of other makers have both.
+    """
+    options = {"deadline": "realtime", "cpu-used": "6", "b": "100k", "auto-alt-ref": "1", "lag-in-frames": "25"}
+    joined = encode(path.with_suffix(".joined.webm"), frames, codec="libvpx-vp9", options=options, gop=250)
+    with av.open(str(joined)) as read, av.open(str(path), "w", container_options={"fflags": "-autobsf"}) as out:
+        stream = read.streams.video[0]
+        copy, split = out.add_stream_from_template(stream), BitStreamFilterContext("vp9_superframe_split", stream)
+        for source in read.demux(stream):
+            pts = source.pts
+            for packet in split.filter(source if source.size else None):
+                packet.pts = packet.dts = pts
+                packet.stream = copy
+                out.mux(packet)
+    return path
+
+
 def audio_only(path: Path) -> Path:
     with av.open(str(path), "w") as out:
         stream = out.add_stream("aac", rate=8000, layout="mono")
@@ -100,6 +120,12 @@ def packet_positions(path: Path) -> list[tuple[int, int]]:
     """(offset, size) in the file of each video packet, in file order."""
     with av.open(str(path)) as container:
         return [(p.pos, p.size) for p in container.demux(container.streams.video[0]) if p.size]
+
+
+def packet_times(path: Path) -> list[int | None]:
+    """Presentation time of each video packet, in file order."""
+    with av.open(str(path)) as container:
+        return [p.pts for p in container.demux(container.streams.video[0]) if p.size]
 
 
 def damage(source: Path, path: Path, packet: int) -> Path:

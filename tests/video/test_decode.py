@@ -141,6 +141,19 @@ def test_only_what_is_needed_is_decoded(made):
     assert reader.report.decoded_frames <= 15 + 3
 
 
+def test_last_frame_behind_a_hidden_packet_of_its_time(folder):
+    """Every window of three frames is whole, also where it ends behind an alternate reference frame."""
+    path = clips.bare_alternate_references(folder / "altrefs.webm")
+    info, reference = probe(path), [frame.to_ndarray(format="rgb24") for frame in clips.full_decode(path)]
+    times = clips.packet_times(path)
+    assert len(times) > len(set(times)) == len(info.pts) == len(reference) == 40  # the clip has what it is made for
+    for last in range(2, 40):
+        start, end = max(0, last - 2.5) / clips.RATE, (last + 0.5) / clips.RATE
+        _, batches = read(path, Sampling("all", start_seconds=start, end_seconds=end), threads=2)
+        assert joined(batches, "index").tolist() == [last - 2, last - 1, last]
+        assert np.array_equal(joined(batches, "rgb"), reference[last - 2 : last + 1])
+
+
 # ---- damage ---------------------------------------------------------------------------------------------------------
 
 

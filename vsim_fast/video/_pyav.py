@@ -337,7 +337,8 @@ class PyavBackend:
             if only_targets and packet.pts not in unfed:
                 continue
             yield from self._indexed(self._checked(decode, packet))
-            unfed.discard(packet.pts)
+            if is_shown(self.info.codec, packet):  # one that is not may carry the time of the frame behind it
+                unfed.discard(packet.pts)
             if not unfed:
                 break
         yield from self._indexed(self._checked(decode, None))
