@@ -174,6 +174,9 @@ def test_lengths_that_differ(frames, clips, encoder, tmp_path):
     short = folder_of(tmp_path / "short", frames[:30])
     result = pair_video(short, clips / "truth", encoder, output_dir=tmp_path / "out")
     assert result.results[0].frames == 30 and "30 frames" in result.run.notes[0] and "48" in result.run.notes[0]
+    assert result.run.status == "complete" and len(result.run.notes) == 2  # the second: a folder, its rate
+    result = pair_video(clips / "truth", short, encoder, output_dir=tmp_path / "turned")
+    assert result.results[0].frames == 30 and result.run.status == "complete"
     with pytest.raises(UsageError, match=r"lengths must be equal: .* has 30 frames, .* 48"):
         pair_video(short, clips / "truth", encoder, output_dir=tmp_path / "none", on_length="error")
     assert not (tmp_path / "none").exists()
@@ -201,8 +204,7 @@ def test_frames_lost_in_one_of_both_are_left_out(clips, encoder, tmp_path):
     table = json.loads((tmp_path / "out" / "frames.json").read_text())
     whole = pair_video(clips / "blended.mp4", clips / "truth.mp4", encoder, output_dir=tmp_path / "whole")
     lost = result.run.decoder["video"]["expected"] - result.run.decoder["video"]["delivered"]
-    if lost:
-        assert result.run.status == "partial"
+    assert result.run.status == ("partial" if lost else "complete")
     assert result.results[0].frames == FRAMES - lost == len(table["frame"])
     assert whole.results[0].frames == FRAMES
 

@@ -156,9 +156,12 @@ def _concluded(
     if not np.isfinite(comparing.curves["cosine_distance"]).any():
         raise CorruptVideo(readers[0].info.path, "no two frames that could be compared decode")
     for reader in readers:
-        notes += [
-            f"{os.path.basename(reader.info.path)}: {note}" for note in (*reader.info.notes, *reader.report.notes())
-        ]
+        said = [*reader.info.notes]
+        if reason := reader.report.fallback_reason:
+            said.append(f"decoded with {reader.report.backend}: {reason}")
+        notes += [f"{os.path.basename(reader.info.path)}: {note}" for note in said]
+    if lost := comparing.frames - compared:
+        notes.append(f"{lost} of {comparing.frames} frames could not be decoded and were not compared")
     if comparing.blank:
         notes.append(f"{comparing.blank} frames are black or without texture: their distances mean little")
     notes += encoder_notes(encoder)
@@ -185,7 +188,7 @@ def _concluded(
     )  # fmt: skip
     names = ("video", "reference")
     run = VideoRun(
-        status="partial" if any(reader.report.lost for reader in readers) else "complete",
+        status="partial" if lost else "complete",
         settings={}, encoder=encoder.describe(), notes=notes, output_dir=str(out.path),
         decoder={
             name: {"backend": reader.report.backend, "delivered": reader.report.delivered,

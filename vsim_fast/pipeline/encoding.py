@@ -45,25 +45,31 @@ def encode_blocks(
     waiting: deque[_Part] = deque()
     ahead: deque[_Forwarded] = deque()
 
-    def forward() -> None:
-        parts = _take(waiting, encoder.batch_size) if pack else [waiting.popleft()]
+    def forward(count: int) -> None:
+        parts = _take(waiting, count) if pack else [waiting.popleft()]
         ahead.append(lanes.forward(parts, encoder, timings))
+
+    def share() -> int:
+        """Frames for each lane of those that wait for no more."""
+        return min(encoder.batch_size, -(-sum(map(len, waiting)) // lanes.width))
 
     with lanes:
         for block in blocks:
             if block is not None:
                 waiting.append(_Part(block, 0, len(block)))
-            least = 1 if block is None or not pack else encoder.batch_size
-            while sum(map(len, waiting)) >= least:
-                forward()
+            last = block is None or not pack
+            count = share() if last else encoder.batch_size
+            while sum(map(len, waiting)) >= (1 if last else count):
+                forward(count)
                 while len(ahead) > lanes.ahead:
                     yield from _scatter(ahead.popleft(), encoder)
             if block is None:
                 while ahead:
                     yield from _scatter(ahead.popleft(), encoder)
                 yield None
+        count = share()
         while waiting:
-            forward()
+            forward(count)
         while ahead:
             yield from _scatter(ahead.popleft(), encoder)
 
@@ -73,6 +79,8 @@ class _Here(AbstractContextManager):
 
     ahead = 0
     """Forward passes that may be under way while the caller looks at an earlier one."""
+    width = 1
+    """Forward passes that run side by side."""
 
     def forward(self, parts: list[_Part], encoder: Encoder, timings: Timings) -> _Forwarded:
         pixels = _joined(parts, encoder.device, None)
@@ -87,7 +95,7 @@ class _Lanes(_Here):
     """Forward passes side by side, each in one thread."""
 
     def __init__(self, threads: int):
-        self.ahead = self._threads = threads
+        self.ahead = self.width = self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "vsim-encode", initializer=torch.set_num_threads, initargs=(1,))
 
     def forward(self, parts: list[_Part], encoder: Encoder, timings: Timings) -> _Forwarded:
