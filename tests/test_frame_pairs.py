@@ -190,7 +190,7 @@ def test_bad_items_are_named_and_the_rest_is_done(folder, encoder, tmp_path):
     assert [failure.number for failure in batch.run.failed] == [1, 2, 3, 4, 5]
     for failure, name, words in zip(
         batch.run.failed, bad,
-        ("No such file", "empty", "no image", "does not decode", "must be an image, is a video of 2 frames"),
+        ("No such file", "empty", "no image", "does not decode", "must be an image, is a folder"),
         strict=True,
     ):  # fmt: skip
         assert name in failure.reason and words in failure.reason
@@ -247,7 +247,7 @@ def test_featureless_images_are_noted(folder, encoder):
     [
         ({"metrics": ["mse"]}, "metrics must be of psnr, ssim, lpips, got 'mse'"),
         ({"visualize": True}, "visualize needs an output_dir"),
-        ({"arrow_stride": 0}, "arrow_stride must be 1 or more, got 0"),
+        ({"arrow_stride": 0}, "arrow_stride must be a whole number of 1 or more, got 0"),
     ],
 )
 def test_arguments_are_checked(folder, encoder, options, words):
@@ -283,10 +283,68 @@ def test_config_spellings(tmp_path, wrap):
     ]
     items = read_config(write(tmp_path / "pairs.json", wrap(pairs)))
     assert items[0] == Item(1, (str(tmp_path / "here.png"), "/y.png"))  # beside the file
-    assert items[1] == Item(2, ("x.png", "y.png"), "mild")
-    assert items[2] == Item(3, ("a", "b", "c"))
+    assert items[1] == Item(2, (str(tmp_path / "x.png"), str(tmp_path / "y.png")), "mild")  # all of one file alike
+    assert [Path(image).name for image in items[2].images] == ["a", "b", "c"]
     assert [type(item) for item in items[3:]] == [Failure] * 4 and items[3].label == 3
     assert "must have image_a and image_b (or ref_img and dist_img), got" in items[3].reason
+
+
+def test_config_items_that_no_output_could_hold(tmp_path, monkeypatch):
+    deep: object = 1
+    for _ in range(200):
+        deep = [deep]
+    pairs = [
+        {"image_a": "x.png", "image_b": "y.png", "label": deep},
+        {"image_a": "x" * 5000, "image_b": "y.png"},
+        {"image_a": "x.png", "image_b": "y.png", "label": {"nested": [1, {"a": None}]}},
+    ]
+    failed, long, item = read_config(write(tmp_path / "pairs.json", pairs))
+    assert failed.reason == "label must not be nested deeper than 32 levels" and item.label == pairs[2]["label"]
+    assert pair_images([long], load_encoder("builtin", device="cpu", image_size=SIDE)).run.status == "nothing"
+
+
+def test_config_beside_other_files_of_the_same_names(tmp_path, monkeypatch):
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").touch()
+    (tmp_path / "there" / "b.png").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    (item,) = read_config(write(tmp_path / "there" / "pairs.json", [{"image_a": "a.png", "image_b": "b.png"}]))
+    assert item.images == tuple(str(tmp_path / "there" / name) for name in ("a.png", "b.png"))
+    (tmp_path / "here" / "b.png").touch()
+    (item,) = read_config(tmp_path / "there" / "pairs.json")
+    assert item.images == ("a.png", "b.png")
+
+
+def test_what_cannot_be_finished_keeps_its_distances(folder, encoder, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(module.Finishers, "draw", refuse)
+    batch = pair_images(pairs_of(folder, (0, 1)), encoder, output_dir=tmp_path / "out", visualize=True)
+    assert batch.run.status == "partial" and not batch.run.failed and batch.results[0].cosine_distance > 0
+    assert batch.results[0].notes == ["no pictures: the disk is full"] and batch.results[0].output_dir is None
+
+
+def test_the_output_folder_is_tried_before_the_work(folder, encoder, monkeypatch):
+    monkeypatch.setattr(module, "stream_videos", lambda *_, **__: pytest.fail("work has begun"))
+    with pytest.raises(OutputError, match=r"0\.png"):
+        pair_images(pairs_of(folder, (0, 1)), encoder, output_dir=folder / "0.png")
+
+
+def test_an_interrupt_keeps_what_is_compared(folder, encoder, tmp_path, monkeypatch):
+    class Interrupting:
+        def advance(self, stage, done, total):
+            if done >= 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        items = pairs_of(folder, (0, 1), (2, 3), (3, 4))
+        monkeypatch.setattr(module, "_images_at_a_time", lambda encoder: 2)
+        pair_images(items, encoder, output_dir=tmp_path / "out", progress=Interrupting())
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [one["number"] for one in written] == [1]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["status"] == "interrupted"
 
 
 @pytest.mark.parametrize(
@@ -297,6 +355,8 @@ def test_config_spellings(tmp_path, wrap):
         ('{"pairs": []}', "holds no pairs"),
         ("{}", "must be a JSON list of pairs"),
         ("3", "must be a JSON list of pairs"),
+        ("[" * 100_000, "not JSON"),
+        ('[{"label": NaN}]', "NaN is no JSON number"),
         (None, "cannot be read"),
     ],
 )

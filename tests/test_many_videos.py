@@ -85,7 +85,8 @@ def test_batches_are_filled_across_videos(clips, encoder, monkeypatch):
     monkeypatch.setattr("vsim_fast.pipeline.many.IDLE_SECONDS", 60.0)
     monkeypatch.setattr(sources, "LONG_IDLE_SECONDS", 60.0)
     run(clips, encoder, isolate=False, workers=2, keep=())
-    assert all(size == encoder.batch_size for size in sizes[:-1]) and sum(sizes) > 4 * encoder.batch_size
+    full = sum(sizes) // encoder.batch_size  # the last frames are shared by the lanes
+    assert full > 4 and sizes.count(encoder.batch_size) >= full and len(sizes) <= full + torch.get_num_threads()
 
 
 def test_only_what_is_to_be_kept_is_kept(clips, encoder):

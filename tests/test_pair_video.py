@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
@@ -52,13 +53,15 @@ def scene_frame(n: int) -> np.ndarray:
     return world()[y : y + 180, x : x + 240]
 
 
-def write(path: Path, frames: list[np.ndarray], rate: int = 12) -> Path:
+def write(path: Path, frames: list[np.ndarray], rate: int = 12, times: list[int] | None = None) -> Path:
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "ultrafast", "g": "12"})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt, stream.codec_context.thread_count = "yuv420p", 1
-        for frame in frames:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        for time, frame in zip(times or range(len(frames)), frames, strict=True):
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            picture.pts, picture.time_base = time, Fraction(1, rate)
+            out.mux(stream.encode(picture))
         out.mux(stream.encode(None))
     return path
 
@@ -116,7 +119,32 @@ def test_blended_frames_and_only_those_are_worst(clips, encoder, tmp_path, kind)
 def test_every_other_frame_flickers(frames, encoder, tmp_path):
     truth, made = folder_of(tmp_path / "truth", frames), folder_of(tmp_path / "made", blended(frames, every=2))
     (one,) = pair_video(made, truth, encoder, output_dir=tmp_path / "out").results
-    assert one.flicker_index > 0.7
+    assert one.flicker_index > 0.7 and {worst.kind for worst in one.worst_frames} == {"largest"}
+    assert "no frame sticks out; the largest value is that of frame" in verdict(one)
+    made = blended(frames, every=2)
+    made[21] = np.roll(made[21], 24, axis=1)  # ruined among the made-up ones
+    (one,) = pair_video(folder_of(tmp_path / "ruined", made), truth, encoder, output_dir=tmp_path / "out").results
+    assert [worst.frame for worst in one.worst_frames] == [21] and one.worst_frames[0].picture
+    shown = json.loads((tmp_path / "out" / "summary.json").read_text())["outputs"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*shown}  # nothing is left of the run before
+
+
+def test_frames_that_take_turns_flicker_without_a_reference(frames, encoder, tmp_path):
+    dim = [(frame * np.float32(0.5)).astype(np.uint8) if n % 2 else frame[::-1] for n, frame in enumerate(frames)]
+    (one,) = pair_video(folder_of(tmp_path / "turns", dim), None, encoder, output_dir=tmp_path / "out").results
+    assert one.flicker_index > 0.2 and one.judder_index < 0.2
+    twice = [frames[n // 2] for n in range(FRAMES)]
+    (one,) = pair_video(folder_of(tmp_path / "twice", twice), None, encoder, output_dir=tmp_path / "out").results
+    assert one.flicker_index == 0 and one.judder_index > 0.7
+
+
+def test_frames_shown_at_other_times_are_told(frames, encoder, tmp_path):
+    write(tmp_path / "truth.mp4", frames)
+    write(tmp_path / "gap.mp4", frames[:20] + frames[21:], times=[*range(20), *range(21, FRAMES)])
+    result = pair_video(tmp_path / "gap.mp4", tmp_path / "truth.mp4", encoder, output_dir=tmp_path / "out")
+    assert any(note.startswith("from frame 20 on the containers show") for note in result.run.notes)
+    result = pair_video(tmp_path / "truth.mp4", tmp_path / "truth.mp4", encoder, output_dir=tmp_path / "out")
+    assert not any("containers" in note for note in result.run.notes)
 
 
 def test_values_are_those_of_the_frames(frames, clips, encoder, tmp_path):
@@ -174,7 +202,7 @@ def test_lengths_that_differ(frames, clips, encoder, tmp_path):
     short = folder_of(tmp_path / "short", frames[:30])
     result = pair_video(short, clips / "truth", encoder, output_dir=tmp_path / "out")
     assert result.results[0].frames == 30 and "30 frames" in result.run.notes[0] and "48" in result.run.notes[0]
-    assert result.run.status == "complete" and len(result.run.notes) == 2  # the second: a folder, its rate
+    assert result.run.status == "complete" and not any("decode" in note for note in result.run.notes)
     result = pair_video(clips / "truth", short, encoder, output_dir=tmp_path / "turned")
     assert result.results[0].frames == 30 and result.run.status == "complete"
     with pytest.raises(UsageError, match=r"lengths must be equal: .* has 30 frames, .* 48"):
@@ -217,6 +245,7 @@ def test_a_broken_image_among_frames_is_left_out(frames, clips, encoder, tmp_pat
     (one,) = result.results
     assert result.run.status == "partial" and one.frames == FRAMES - 7
     assert sorted(worst.frame for worst in one.worst_frames) == [5, 25, 35, 45]
+    assert "7 of 48 frames could not be decoded and were not compared" in " ".join(result.run.notes)
     alone = pair_video(hurt, None, encoder, output_dir=tmp_path / "alone")
     table = json.loads((tmp_path / "alone" / "frames.json").read_text())
     steps = dict(zip(table["frame"], table["step"], strict=True))
@@ -247,16 +276,18 @@ def test_metrics_can_be_left_out(clips, encoder, tmp_path):
     (one,) = pair_video(clips / "blended", clips / "truth", encoder, output_dir=tmp_path / "out", metrics=()).results
     assert one.psnr is None and "psnr" not in one.statistics
     header = (tmp_path / "out" / "frames.csv").read_text().splitlines()[0]
-    assert header == "frame,time_seconds,patch_distance,cosine_distance,expected,sticks_out"
+    assert header == (
+        "frame,time_seconds,reference_frame,reference_time_seconds,patch_distance,cosine_distance,expected,sticks_out"
+    )
 
 
 def test_pictures_are_bounded(clips, encoder, tmp_path):
     for worst in (0, 2):
         out = tmp_path / str(worst)
         (one,) = pair_video(clips / "blended", clips / "truth", encoder, output_dir=out, worst=worst).results
-        assert len(one.worst_frames) == 5 and len(list(out.glob("worst_*.png"))) <= max(worst, 5)
+        assert len(one.worst_frames) == 5 and all(frame.picture for frame in one.worst_frames[:worst])
         listed = [frame.picture for frame in one.worst_frames if frame.picture]
-        assert sorted(listed) == sorted(path.name for path in out.glob("worst_*.png"))
+        assert sorted(listed) == sorted(path.name for path in out.glob("worst_*.png")) and len(listed) == worst
 
 
 @pytest.mark.parametrize(

@@ -341,6 +341,10 @@ def pair(
         raise UsageError(
             "give one of: two or three images, --config PAIRS.json, --video V [--reference TRUTH], --validate FRAMES"
         )
+    if not images and config is None and (visualize or compat or no_pca):
+        raise UsageError("--visualize, --compat and --no-pca are for images")
+    if video is None and (fps is not None or on_length is not OnLength.shortest):
+        raise UsageError("--fps and --on-length are for --video")
     from vsim_fast import frame_pairs
     from vsim_fast.pipeline import Timings
 
@@ -348,7 +352,7 @@ def pair(
     timings.add("import", time.perf_counter() - STARTED)
     spec = _pair_spec(model, model_name, checkpoint)
     common = dict(
-        output_dir=out, pooling=pooling.value, metrics=[name for name in metrics.split(",") if name],
+        output_dir=out, pooling=pooling.value, metrics=_names(metrics),
         image_size=resize, device=device, precision=precision.value, offline=offline, timings=timings, started=STARTED,
     )  # fmt: skip
     if checkpoint is not None and model_name:
@@ -966,6 +970,11 @@ def _pair_spec(model: str, model_name: str | None, checkpoint: Path | None) -> s
     if checkpoint is not None:
         return f"vfi:{checkpoint}"
     return f"timm:{model_name}" if model_name else _encoder_spec(model)
+
+
+def _names(listed: str) -> list[str]:
+    """Each once, of a list with commas."""
+    return list(dict.fromkeys(name.strip() for name in listed.split(",") if name.strip()))
 
 
 def _print_image_pairs(result: Any) -> None:

@@ -15,8 +15,15 @@ from torch import Tensor
 
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import EncoderError
-from vsim_fast.frame_pairs.curves import like_a_blend, standing_out, sticking_out
-from vsim_fast.frame_pairs.metrics import METRICS, SMALLEST_SSIM
+from vsim_fast.frame_pairs.curves import (
+    flicker_index,
+    largest,
+    like_a_blend,
+    neighbour_flicker,
+    standing_out,
+    sticking_out,
+)
+from vsim_fast.frame_pairs.metrics import METRICS, SMALLEST_LPIPS, SMALLEST_SSIM
 from vsim_fast.frame_pairs.reading import equal_frames, native_pair, positioned, rows, side_by_side
 from vsim_fast.frame_pairs.video_records import Kind
 from vsim_fast.image_quality import Lpips, psnr, ssim
@@ -27,14 +34,19 @@ from vsim_fast.pipeline.encoding import encode_blocks
 from vsim_fast.pipeline.frames import Block, InputFormat, prepare
 from vsim_fast.pipeline.one import prefetch
 from vsim_fast.records import FrameBatch
+from vsim_fast.report import thumbnail
 from vsim_fast.video import VideoReader
 
 SHOWN_FRAMES = 48
 """Frames over the whole video whose pictures the page has, worst ones apart."""
-PICTURE_SIDE = 640
-"""Pixels of the longer side of the pictures kept."""
+PICTURE_SIDE, PICTURE_QUALITY = 640, 90
+"""Pixels of the longer side of the pictures kept, as JPEG."""
 RECENT_FRAMES = 31
 """Frames whose median is what a frame is held against while it is not known what comes."""
+CANDIDATES = 2
+"""Times the worst frames that get a picture: of so many it is kept until it is known which are the worst."""
+LARGEST = 5
+"""Frames named where none sticks out."""
 Names = tuple[str, ...]
 
 
@@ -57,7 +69,7 @@ class PixelMetrics:
                 self.values["psnr"][places] = np.where(np.isinf(found), np.nan, found)  # equal once resized
             if "ssim" in self.values and min(size) >= SMALLEST_SSIM:
                 self.values["ssim"][places] = ssim(x, y).cpu().numpy()
-            if "lpips" in self.values:
+            if "lpips" in self.values and min(b.info.display_size) >= SMALLEST_LPIPS:
                 self.values["lpips"][places] = self._lpips(x, y).cpu().numpy()
 
     def equal(self, places: np.ndarray) -> None:
@@ -70,8 +82,8 @@ class PixelMetrics:
 class Kept(NamedTuple):
     """Pictures of a row that the page or a PNG may show."""
 
-    pictures: dict[str, np.ndarray]
-    """uint8 [h, w, 3] by name."""
+    pictures: dict[str, bytes]
+    """JPEG by name, the longer side PICTURE_SIDE."""
     distances: np.ndarray
     """float32 [P] at each patch."""
 
@@ -111,8 +123,6 @@ class Comparing:
 
     judged: ClassVar[str]
     """Curve on which worst frames go."""
-    flickers: ClassVar[str]
-    """Curve on which flicker goes."""
     picture_names: ClassVar[Names]
     labels: ClassVar[dict[str, str]]
 
@@ -131,7 +141,7 @@ class Comparing:
         self.shown: dict[int, Kept] = {}
         self._even = set(np.linspace(0, frames - 1, min(frames, SHOWN_FRAMES)).astype(int).tolist())
         self._recent: deque[float] = deque(maxlen=RECENT_FRAMES)
-        self._largest: list[tuple[float, int]] = []  # heap of (excess over what came before, place)
+        self._worst: list[tuple[float, int]] = []  # heap of (distance from what came before, place)
         height, width = readers[0].info.display_size
         scale = PICTURE_SIDE / max(height, width)
         self._size = max(8, round(height * scale)), max(8, round(width * scale))
@@ -169,10 +179,15 @@ class Comparing:
                     done = self.take(block.video, self._tokens(encoded, block.video))
                 yield done
         with one_thread(), torch.inference_mode():
-            yield self.finish()
+            done = self.finish()
+        yield done
 
     def finish(self) -> int:
         return self.frames
+
+    def flicker(self) -> dict[str, float]:
+        """By the names of `VideoComparison`."""
+        raise NotImplementedError
 
     def _tokens(self, encoded: EncodedFrames, side: int) -> Tokens:
         features = encoded.features
@@ -191,32 +206,41 @@ class Comparing:
         return tuple(x.float().cpu().numpy() for x in found)
 
     def consider(self, place: int, value: float, keep: Any) -> None:
-        """Keep the pictures of a frame, which `keep()` makes, if it is among those shown or the worst so far."""
-        usual = float(np.median(self._recent)) if self._recent else value
+        """Keep the pictures of a frame, which `keep()` makes, if it is among those shown or among the worst so far."""
+        weight = abs(value - float(np.median(self._recent))) if self._recent else value
         self._recent.append(value)
-        if self.worst and value > usual:
-            if len(self._largest) < self.worst:
-                heapq.heappush(self._largest, (value - usual, place))
-            elif value - usual > self._largest[0][0]:
-                dropped = heapq.heapreplace(self._largest, (value - usual, place))[1]
-                if dropped not in self._even:
-                    del self.shown[dropped]
-            else:
-                usual = np.inf
-        if place in self._even or (self.worst and value > usual):
+        entry = (weight, place)
+        dropped = entry
+        if weight > 0 and len(self._worst) < CANDIDATES * self.worst:
+            heapq.heappush(self._worst, entry)
+            dropped = None
+        elif weight > 0 and self._worst:
+            dropped = heapq.heappushpop(self._worst, entry)
+        if place in self._even or dropped is not entry:
             self.shown[place] = keep()
+        if dropped is not None and dropped[1] not in self._even:
+            self.shown.pop(dropped[1], None)
 
-    def picture(self, tokens: Tokens, row: int) -> np.ndarray:
-        return self.encoder.picture(tokens.pixels[row], self._size)
+    def picture(self, tokens: Tokens, row: int) -> bytes:
+        picture = self.encoder.picture(tokens.pixels[row], self._size)
+        return thumbnail(picture, width=self._size[1], quality=PICTURE_QUALITY)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """What frames.csv tells of each row before the curves."""
+        return {"frame": self.number, "time_seconds": self.seconds}
 
     def judge(self) -> Judged:
         """Which frames stick out of the judged curve."""
-        sticking, level = sticking_out(self.curves[self.judged])
+        curve = self.curves[self.judged]
+        sticking, level = sticking_out(curve)
+        if not len(sticking):
+            sticking = largest(curve, LARGEST)
+            return Judged(sticking, level, ["largest"] * len(sticking))
         return Judged(sticking, level, ["differs"] * len(sticking))
 
 
 class WithReference(Comparing):
-    judged = flickers = "patch_distance"
+    judged = "patch_distance"
     picture_names = ("video", "reference")
     labels: ClassVar[dict[str, str]] = {
         "patch_distance": "to the reference: quadratic mean over the patches at the same position",
@@ -229,13 +253,16 @@ class WithReference(Comparing):
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         self.curves = {name: np.full(self.frames, np.nan) for name in ("patch_distance", "cosine_distance")}
+        self.reference_number = np.full(self.frames, -1)
+        self.reference_seconds = np.full(self.frames, np.nan)
         self._waiting: deque[Tokens] = deque()
 
     def batches(self) -> Iterator[tuple[int, np.ndarray, FrameBatch]]:
         for places, a, b in side_by_side(*self.readers):
             same = equal_frames(a, b)
             self.identical[places] = same
-            self.number[places] = a.index.numpy()
+            self.number[places], self.reference_number[places] = a.index.numpy(), b.index.numpy()
+            self.reference_seconds[places] = b.pts_seconds.numpy()
             if not same.all():
                 with self.timings.stage("metrics"):
                     self.pixels.measure(places[~same], rows(a, ~same), rows(b, ~same))
@@ -265,6 +292,18 @@ class WithReference(Comparing):
             tokens = tokens.pick(slice(count, None))
         return int(first.places[-1])
 
+    def columns(self) -> dict[str, np.ndarray]:
+        reference = {"reference_frame": self.reference_number, "reference_time_seconds": self.reference_seconds}
+        return super().columns() | reference
+
+    def flicker(self) -> dict[str, float]:
+        return {"flicker_index": flicker_index(self.curves["patch_distance"])}
+
+    def shifted(self) -> np.ndarray:
+        """float64 [T] seconds by which a frame comes later after the start of its video than that of the reference."""
+        starts = (reader.info.pts_seconds[0] for reader in self.readers)
+        return (self.seconds - next(starts)) - (self.reference_seconds - next(starts))
+
     def _compared(self, a: Tokens, b: Tokens) -> None:
         pooled, patch, local = self.distances(a, b)
         self.curves["cosine_distance"][a.places], self.curves["patch_distance"][a.places] = pooled, patch
@@ -276,7 +315,7 @@ class WithReference(Comparing):
 
 
 class Alone(Comparing):
-    judged, flickers = "stands_out", "step"
+    judged = "stands_out"
     picture_names = ("before", "frame", "after")
     labels: ClassVar[dict[str, str]] = {
         "stands_out": "how much nearer the frames before and after are to each other than to this one",
@@ -304,6 +343,9 @@ class Alone(Comparing):
         repeated = self.identical | np.append(self.identical[1:], False)
         above, below = above[curve[above] > 0], below[~repeated[below]]
         found = np.concatenate([above, below])
+        if not len(found):
+            found = largest(curve, LARGEST)
+            return Judged(found, level, ["largest"] * len(found))
         order = np.argsort(-np.abs(curve[found] - level[found]), kind="stable")
         kinds: list[Kind] = ["stands out"] * len(above) + ["like a blend"] * len(below)
         return Judged(found[order], level, [kinds[at] for at in order])
@@ -348,6 +390,10 @@ class Alone(Comparing):
             self._append(replace(self._tail[-1], places=np.array([place])))
         self.curves["stands_out"][:] = standing_out(self.curves["step"], self.curves["skip"])
         return self.frames
+
+    def flicker(self) -> dict[str, float]:
+        step, skip = self.curves["step"], self.curves["skip"]
+        return {"flicker_index": neighbour_flicker(step, skip), "judder_index": flicker_index(step)}
 
     def _append(self, frame: Tokens) -> None:
         place = int(frame.places[0])

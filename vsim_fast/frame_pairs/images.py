@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ from vsim_fast.processor import usable_cores
 from vsim_fast.records import Progress
 from vsim_fast.report import PairDrawing
 from vsim_fast.store import OutputFolder, output_errors
-from vsim_fast.video import Sampling, read_image
+from vsim_fast.video import Sampling, is_image, read_image
 
 IMAGE_SIZE = 518
 """Side of `builtin`'s input unless told otherwise: that of DINOv2, and of the original tool. Others have their own."""
@@ -58,7 +58,9 @@ MANY = 8
 
 def load_pair_encoder(spec: str, image_size: int | None, **options: Any) -> Encoder:
     """The encoder of `spec` at `image_size`, or at the size that pairs are compared in."""
-    return load_encoder(spec, image_size=image_size or (IMAGE_SIZE if spec == "builtin" else None), **options)
+    if image_size is None and spec == "builtin":
+        image_size = IMAGE_SIZE
+    return load_encoder(spec, image_size=image_size, **options)
 
 
 def pair_images(
@@ -105,64 +107,58 @@ def pair_images(
     _check(items, visualize, output_dir, arrow_stride, metrics)
     lpips = Lpips() if "lpips" in metrics else None
     isolate = None if len(items) >= MANY else False
+    folder, ended = None if output_dir is None else Path(output_dir), None
     with ExitStack() as stack:
+        out = None if folder is None else stack.enter_context(OutputFolder(folder))
         server = early_server(device if isinstance(encoder, str) else str(encoder.device), "auto", isolate)
         if server is not None:
             stack.callback(server.close)
         if isinstance(encoder, str):
             with timings.stage("load_encoder"):
                 encoder = load_pair_encoder(encoder, image_size, device=device, precision=precision, offline=offline)
-        cores = usable_cores()
-        count = min(cores, MOST_FINISHERS)
-        finishers = stack.enter_context(Finishers(count, processes=len(items) >= MANY))
-        folder = None if output_dir is None else Path(output_dir)
         plan = _Plan(folder, visualize, arrow_stride, pca, compat, pooling, tuple(metrics))
-        comparing = _Comparing(encoder, plan, finishers, lpips, timings)
         todo = [item for item in items if isinstance(item, Item)]
         failed = [item for item in items if isinstance(item, Failure)]
-        for item in todo:
-            comparing.expect(item)
-        ended: BaseException | None = None
-        try:
-            for window in windows(todo, _images_at_a_time(encoder)):
-                for _ in comparing.run(window, isolate, server):
-                    if progress:
-                        progress.advance("pairs", comparing.ended + len(failed), len(items))
-                server = None  # ended with its stream
-        except (KeyboardInterrupt, SystemExit) as error:  # what is compared is not lost
-            ended = error
-        results, broken = comparing.results()
-    failed = sorted(failed + broken, key=lambda failure: failure.number)
-    settings = {
-        "image_size": list(encoder.preprocess.size), "pooling": pooling, "compat": compat, "metrics": list(metrics),
-        "visualize": visualize, "arrow_stride": arrow_stride, "pca": pca,
-    }  # fmt: skip
-    run = PairRun(
-        status="interrupted" if ended else "complete" if not failed else "partial" if results else "nothing",
-        compared=len(results), failed=failed, images=comparing.encoded, settings=settings,
-        mean_cosine_distance=_mean([result.cosine_distance for result in results]),
-        mean_patch_distance=_mean([result.patch_distance for result in results]),
-        encoder=encoder.describe(), notes=encoder_notes(encoder), output_dir="" if folder is None else str(folder),
-    )  # fmt: skip
-    batch = PairBatch(results=results, run=run)
-    if folder is not None:
-        write_results(folder, batch, timings, started)
-    else:
-        run.timings = timings.summary(started)
+        with Finishers(min(usable_cores(), MOST_FINISHERS), processes=len(items) >= MANY) as finishers:
+            comparing = _Comparing(todo, encoder, plan, finishers, lpips, timings)
+            try:
+                for window in windows(todo, _images_at_a_time(encoder)):
+                    for _ in comparing.run(window, isolate, server):
+                        if progress:
+                            progress.advance("pairs", comparing.ended + len(failed), len(items))
+                    server = None  # ended with its stream
+            except (KeyboardInterrupt, SystemExit) as error:  # what is compared is not lost
+                ended = error
+            results, broken = comparing.results()
+        failed = sorted(failed + broken, key=lambda failure: failure.number)
+        settings = {
+            "image_size": list(encoder.preprocess.size), "pooling": pooling, "compat": compat,
+            "metrics": list(metrics), "visualize": visualize, "arrow_stride": arrow_stride, "pca": pca,
+        }  # fmt: skip
+        status = "partial" if failed or comparing.problems else "complete"
+        run = PairRun(
+            status="interrupted" if ended else status if results else "nothing",
+            compared=len(results), failed=failed, images=comparing.encoded, settings=settings,
+            mean_cosine_distance=_mean([result.cosine_distance for result in results]),
+            mean_patch_distance=_mean([result.patch_distance for result in results]),
+            encoder=encoder.describe(), notes=encoder_notes(encoder), output_dir="" if folder is None else str(folder),
+            timings=timings.summary(started),
+        )  # fmt: skip
+        batch = PairBatch(results=results, run=run)
+        if out is not None:
+            _write(out, batch)
     if ended is not None:
         raise ended
     return batch
 
 
-def write_results(folder: Path, batch: PairBatch, timings: Timings, started: float) -> None:
+def _write(out: OutputFolder, batch: PairBatch) -> None:
     """results.json and summary.json."""
-    with OutputFolder(folder) as out:
-        batch.run.timings = timings.summary(started)
-        written = {"results.json": results_as_dicts(batch.results), "summary.json": batch.run.model_dump(mode="json")}
-        for name, content in written.items():
-            path = out.file(name)
-            with output_errors(path):
-                path.write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
+    written = {"results.json": results_as_dicts(batch.results), "summary.json": batch.run.model_dump(mode="json")}
+    for name, content in written.items():
+        path = out.file(name)
+        with output_errors(path):
+            path.write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
 
 
 def windows(items: Sequence[Item], most_images: int) -> Iterator[list[Item]]:
@@ -170,7 +166,7 @@ def windows(items: Sequence[Item], most_images: int) -> Iterator[list[Item]]:
     window: list[Item] = []
     named: set[str] = set()
     for item in items:
-        if window and len(named | set(item.images)) > most_images:
+        if window and len(named) + len(set(item.images) - named) > most_images:
             yield window
             window, named = [], set()
         window.append(item)
@@ -228,16 +224,32 @@ class _Compared(NamedTuple):
     patch_distance: float
     facts: dict[str, Any]
     """By the names of `PairResult`."""
+    problems: list[str]
+    """Why there are no metrics, or no pictures."""
+
+
+@contextmanager
+def _noted(problems: list[str], what: str) -> Iterator[None]:
+    """An error that does not take from what is known already."""
+    try:
+        yield
+    except VsimError as error:
+        problems.append(f"{what}: {error}")
 
 
 class _Comparing:
     """Takes images as they come out of the pipeline and compares those that are all there."""
 
-    def __init__(self, encoder: Encoder, plan: _Plan, finishers: Finishers, lpips: Lpips | None, timings: Timings):
+    def __init__(
+        self, items: list[Item], encoder: Encoder, plan: _Plan, finishers: Finishers, lpips: Lpips | None,
+        timings: Timings,
+    ):  # fmt: skip
         self.encoder, self.plan, self.finishers, self.lpips, self.timings = encoder, plan, finishers, lpips, timings
         self.ended = self.encoded = 0
         """Items that are compared, or known to fail; images encoded."""
-        self._items: list[Item] = []
+        self.problems = 0
+        """Items that were compared, but not finished: without metrics or pictures."""
+        self._items = items
         self._needed: Counter[str] = Counter()
         self._images: dict[str, _Image | VsimError] = {}
         self._facts: dict[str, tuple[tuple[int, int], tuple[str, ...]]] = {}
@@ -245,9 +257,6 @@ class _Comparing:
         self._errors: dict[int, VsimError] = {}
         self._ready: deque[_Link] = deque()
         self._at_a_time = CUDA_PAIRS if encoder.device.type == "cuda" else 1
-
-    def expect(self, item: Item) -> None:
-        self._items.append(item)
 
     def run(self, items: list[Item], isolate: bool | None, server: Any) -> Iterator[None]:
         """Encode and compare the items of one round; yields now and then."""
@@ -258,6 +267,11 @@ class _Comparing:
             for image in missing[item.number]:
                 waiting.setdefault(image, []).append(item)
                 self._needed[image] += 1
+        for image in list(waiting):
+            if os.path.exists(image) and not is_image(image):
+                kind = "a folder" if os.path.isdir(image) else "no file of one by its name"
+                self._images[image] = UnsupportedVideo(image, f"must be an image, is {kind}")
+                self._settled(image, waiting, missing)
         tasks = [Task(n, image, image) for n, image in enumerate(waiting)]
         options = dict(isolate=isolate, server=server, timings=self.timings)
         stream = stream_videos(tasks, self.encoder, Sampling("all"), **options)
@@ -266,26 +280,27 @@ class _Comparing:
             for event in stream:
                 if isinstance(event, Opened):
                     opened[event.video] = event
-                elif isinstance(event, Frames) and opened[event.video].planned == 1:
+                elif isinstance(event, Frames):
                     self._keep(tasks[event.video].path, event, opened[event.video])
                 elif isinstance(event, (Finished, Failed)):
-                    image, frames = tasks[event.video].path, getattr(opened.pop(event.video, None), "planned", 1)
+                    opened.pop(event.video, None)
+                    image = tasks[event.video].path
                     if isinstance(event, Failed):
                         self._images[image] = event.error
-                    elif frames != 1:
-                        self._images[image] = UnsupportedVideo(
-                            image, f"must be an image, is a video of {frames} frames"
-                        )
-                    for item in waiting.pop(image):
-                        missing[item.number].discard(image)
-                        if not missing[item.number]:
-                            self._all_there(item)
+                    self._settled(image, waiting, missing)
                 if len(self._ready) >= self._at_a_time or event is None:
                     self._compare()
                 yield
         while self._ready:
             self._compare()
         yield
+
+    def _settled(self, image: str, waiting: dict[str, list[Item]], missing: dict[int, set[str]]) -> None:
+        """The image is encoded, or known to fail."""
+        for item in waiting.pop(image):
+            missing[item.number].discard(image)
+            if not missing[item.number]:
+                self._all_there(item)
 
     def _keep(self, path: str, frames: Frames, opened: Opened) -> None:
         features, pixels = frames.encoded.features, frames.encoded.pixels
@@ -353,19 +368,19 @@ class _Comparing:
         """Pixel metrics and pictures of a pair."""
         distance, patch_distance, facts, drawing = measured
         paths = [link.item.images[end] for end in link.ends]
-        metrics, folder = {}, None
-        with self.timings.stage("metrics"):
-            if self.plan.metrics and len(link.item.images) == 2:
+        metrics, problems = {}, []
+        if self.plan.metrics and len(link.item.images) == 2:
+            with self.timings.stage("metrics"), _noted(problems, "no metrics"):
                 metrics = pixel_metrics(*map(read_image, paths), self.plan.metrics, self.lpips)
         if drawing is not None:
             path = str(self.plan.folder_of(link.item, link.ends))
             named = {"image_a": os.path.basename(paths[0]), "image_b": os.path.basename(paths[1])}
-            size = {"embedding_dim": self.encoder.dim, "cosine_distance": distance}
-            facts = facts | {"output_dir": path}
-            folder = Folder(path, drawing, named | facts | size | metrics, self.plan.arrow_stride, self.plan.compat)
-            with self.timings.stage("pictures"):
-                self.finishers.draw(folder)
-        return _Compared(distance, patch_distance, facts | metrics)
+            size = {"embedding_dim": self.encoder.dim, "cosine_distance": distance, "patch_distance": patch_distance}
+            summary = named | facts | size | metrics | {"output_dir": path}
+            with self.timings.stage("pictures"), _noted(problems, "no pictures"):
+                self.finishers.draw(Folder(path, drawing, summary, self.plan.arrow_stride, self.plan.compat))
+                facts = facts | {"output_dir": path}
+        return _Compared(distance, patch_distance, facts | metrics, problems)
 
     def results(self) -> tuple[list[PairResult | TripletResult], list[Failure]]:
         """Of all items that were begun, waiting for what is still being finished."""
@@ -387,9 +402,10 @@ class _Comparing:
             results.append(make(item, compared))
         return results, failed
 
-    def _common(self, item: Item) -> dict[str, Any]:
+    def _common(self, item: Item, compared: list[_Compared]) -> dict[str, Any]:
         facts = [self._facts[image] for image in item.images]
-        notes = []
+        notes = [problem for one in compared for problem in one.problems]
+        self.problems += bool(notes)
         if len({size for size, _ in facts}) > 1:
             sizes = ", ".join("{1}x{0}".format(*size) for size, _ in facts)
             notes.append(
@@ -405,7 +421,7 @@ class _Comparing:
         return PairResult(
             image_a=os.path.basename(a), image_b=os.path.basename(b), path_a=a, path_b=b,
             cosine_similarity=1 - one.cosine_distance, cosine_distance=one.cosine_distance,
-            patch_distance=one.patch_distance, **one.facts, **self._common(item),
+            patch_distance=one.patch_distance, **one.facts, **self._common(item, compared),
         )  # fmt: skip
 
     def _triplet(self, item: Item, compared: list[_Compared]) -> TripletResult:
@@ -421,14 +437,14 @@ class _Comparing:
             **dict(zip(("image_0", "image_t", "image_1"), map(os.path.basename, item.images), strict=True)),
             paths=list(item.images), cosine_distance=sum(one.cosine_distance for one in compared[:2]),
             patch_distance=sum(patch[:2]), stands_out=(patch[0] + patch[1]) / 2 - patch[2],
-            **distances, **folder, **self._common(item),
+            **distances, **folder, **self._common(item, compared),
         )  # fmt: skip
 
 
 def _item(number: int, images: Sequence[str | os.PathLike]) -> Item:
     if isinstance(images, (str, os.PathLike)) or len(images) not in (2, 3):
         raise UsageError(f"items must be two or three paths each, got {images!r}")
-    return Item(number, tuple(map(os.fspath, images)))
+    return Item(number, tuple(map(os.fsdecode, images)))
 
 
 def _check(
@@ -440,8 +456,8 @@ def _check(
         raise UsageError("items must have numbers of their own")
     if visualize and output_dir is None:
         raise UsageError("visualize needs an output_dir for the pictures")
-    if arrow_stride < 1:
-        raise UsageError(f"arrow_stride must be 1 or more, got {arrow_stride}")
+    if not isinstance(arrow_stride, int) or arrow_stride < 1:
+        raise UsageError(f"arrow_stride must be a whole number of 1 or more, got {arrow_stride!r}")
     check_metrics(metrics)
 
 

@@ -8,13 +8,14 @@ import numpy as np
 
 from vsim_fast.errors import UsageError
 from vsim_fast.frame_pairs.reading import native_pair
-from vsim_fast.image_quality import Lpips, psnr, ssim
+from vsim_fast.image_quality import LEAST_SIDE, Lpips, psnr, ssim
 from vsim_fast.records import frames_in_memory
 
 METRICS = ("psnr", "ssim", "lpips")
 DEFAULT_METRICS = ("psnr", "ssim")
 SMALLEST_SSIM = 11
 """Pixels a side that SSIM's window needs."""
+SMALLEST_LPIPS = LEAST_SIDE["alex"]
 
 
 def check_metrics(metrics: Iterable[str]) -> None:
@@ -27,8 +28,8 @@ def check_metrics(metrics: Iterable[str]) -> None:
 def pixel_metrics(
     a: np.ndarray, b: np.ndarray, metrics: Iterable[str], lpips: Lpips | None = None
 ) -> dict[str, float | None]:
-    """Of two uint8 RGB [H, W, 3]; b is resized to the size of a. PSNR is None where they are equal, SSIM where they are
-    too small to have one."""
+    """Of two uint8 RGB [H, W, 3]; b is resized to the size of a. PSNR is None where they are equal, the others where
+    they are too small."""
     y, x = native_pair(frames_in_memory(b[None]), frames_in_memory(a[None]))
     found: dict[str, float | None] = {}
     if "psnr" in metrics:
@@ -37,5 +38,5 @@ def pixel_metrics(
     if "ssim" in metrics:
         found["ssim"] = ssim(x, y).item() if min(a.shape[:2]) >= SMALLEST_SSIM else None
     if "lpips" in metrics:
-        found["lpips"] = lpips(x, y).item()
+        found["lpips"] = lpips(x, y).item() if min(a.shape[:2]) >= SMALLEST_LPIPS else None
     return found

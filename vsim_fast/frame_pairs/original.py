@@ -9,7 +9,7 @@ import torch
 
 from vsim_fast.encode import Spec, load_encoder
 from vsim_fast.encode.base import Encoder, Tokens
-from vsim_fast.errors import EncoderError
+from vsim_fast.errors import EncoderError, UsageError
 from vsim_fast.frame_pairs.dense import compare_densely
 from vsim_fast.frame_pairs.drawing import Folder, write_folder
 from vsim_fast.frame_pairs.images import IMAGE_SIZE
@@ -41,7 +41,10 @@ class VFISimilarityModel:
 def pick_device(choice: str = "auto") -> torch.device:
     """`choice`, or for "auto" the first there is of cuda, mps, cpu."""
     if choice != "auto":
-        return torch.device(choice)
+        try:
+            return torch.device(choice)
+        except RuntimeError:
+            raise UsageError(f"device must be auto, cpu, cuda, cuda:N or mps, got {choice!r}") from None
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -65,7 +68,7 @@ def load_model(
     Raises:
         EncoderError: no such checkpoint (the original went on without it), keys that do not match, another model.
     """
-    device = pick_device() if device is None else torch.device(device)
+    device = pick_device("auto" if device is None else str(device))
     if checkpoint_path is None:
         name = model_name or MODEL_NAME
         spec = name if ":" in name or name == "builtin" else f"timm:{name}"
@@ -80,7 +83,7 @@ def load_model(
 def check_model_name(encoder: Encoder, model_name: str | None) -> None:
     """Raises EncoderError where a checkpoint holds another model than `model_name`, of which the tag does not count."""
     held = encoder.checkpoint["tower"]
-    if model_name is not None and model_name.partition(".")[0] != held:
+    if model_name is not None and model_name.removeprefix("timm:").partition(".")[0] != held:
         raise EncoderError(f"{encoder.spec}: holds a {held}, not the {model_name} that was named")
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vsim_fast.frame_pairs.comparing import Comparing, Judged
 from vsim_fast.frame_pairs.video_records import VideoPair, verdict
@@ -23,8 +25,8 @@ def write_outputs(
     (result,), curves = pair.results, comparing.curves | comparing.pixels.values
     worst, level, kinds = judged
     seconds = comparing.seconds
-    table = {"frame": comparing.number, "time_seconds": seconds, **curves, "expected": level}
-    stick_out = np.isin(np.arange(comparing.frames), worst)
+    table = comparing.columns() | curves | {"expected": level}
+    stick_out = np.isin(np.arange(comparing.frames), worst[np.array(kinds, dtype=object) != "largest"])
     with output_errors(out.path):
         with open(out.file("frames.csv"), "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -32,8 +34,10 @@ def write_outputs(
             for row in np.flatnonzero(comparing.number >= 0).tolist():
                 writer.writerow([*(_cell(column[row]) for column in table.values()), int(stick_out[row])])
         known = comparing.number >= 0
-        columns = {name: [number(value) for value in column[known]] for name, column in table.items()}
-        columns["frame"] = comparing.number[known].tolist()
+        columns = {
+            name: column[known].tolist() if column.dtype.kind == "i" else [number(value) for value in column[known]]
+            for name, column in table.items()
+        }
         out.file("frames.json").write_text(
             json.dumps(columns | {"sticks_out": stick_out[known].tolist()}, allow_nan=False), encoding="utf-8"
         )
@@ -41,16 +45,18 @@ def write_outputs(
         out.file("results.json").write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
     grid = comparing.encoder.grid
     for rank, row in enumerate(worst.tolist(), 1):
-        if (kept := comparing.shown.get(row)) is not None:
-            frame = kept.pictures["video" if "video" in kept.pictures else "frame"]
+        if result.worst_frames[rank - 1].picture is not None:
+            kept = comparing.shown[row]
+            pictures = {name: _pixels(picture) for name, picture in kept.pictures.items()}
+            frame = pictures["video" if "video" in pictures else "frame"]
             distance = result.worst_frames[rank - 1].patch_distance
             title = (
                 f"{kinds[rank - 1]}: frame {comparing.number[row]}, {seconds[row]:.2f} s: patch distance {distance:.3f}"
             )
             write_overlay(
                 out.file(overlay_name(rank, comparing.number[row])), frame, kept.distances.reshape(grid),
-                vmax=1.0, title=title, reference=kept.pictures.get("reference", kept.pictures.get("before")),
-                reference_label="reference" if "reference" in kept.pictures else "frame before",
+                vmax=1.0, title=title, reference=pictures.get("reference", pictures.get("before")),
+                reference_label="reference" if "reference" in pictures else "frame before",
             )  # fmt: skip
     shown = sorted(comparing.shown)
     pair.run.timings = timings.summary(started)
@@ -68,7 +74,8 @@ def write_outputs(
         frames=comparing.number, times=seconds, curves=_ordered(curves, comparing.judged),
         labels=comparing.labels, worst=worst.tolist(), expected=level, shown=shown,
         pictures={
-            name: [thumbnail(comparing.shown[row].pictures[name]) for row in shown] for name in comparing.picture_names
+            name: [thumbnail(_pixels(comparing.shown[row].pictures[name])) for row in shown]
+            for name in comparing.picture_names
         },
         maps=np.stack([comparing.shown[row].distances.reshape(grid) for row in shown]) if shown else None,
     )  # fmt: skip
@@ -77,6 +84,10 @@ def write_outputs(
     pair.run.outputs = out.names.copy()
     with output_errors(path):
         path.write_text(pair.run.model_dump_json(indent=2), encoding="utf-8")
+
+
+def _pixels(jpeg: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(jpeg)))
 
 
 def _ordered(curves: dict[str, np.ndarray], first: str) -> dict[str, np.ndarray]:

@@ -10,9 +10,9 @@ from pydantic import BaseModel
 
 from vsim_fast import __version__
 
-Kind = Literal["differs", "stands out", "like a blend"]
+Kind = Literal["differs", "stands out", "like a blend", "largest"]
 """differs: from the reference. stands out: its neighbours are nearer to each other than to it. like a blend: nearer to
-both neighbours than motion here allows."""
+both neighbours than motion here allows. largest: where no frame is one of these, those of the largest values."""
 
 
 class WorstFrame(BaseModel):
@@ -52,7 +52,9 @@ class VideoComparison(BaseModel):
     ssim: float | None = None
     lpips: float | None = None
     flicker_index: float
-    """0 … 1: see `curves.flicker_index`."""
+    """0 … 1: see `curves.flicker_index`; without a reference `curves.neighbour_flicker`."""
+    judder_index: float | None = None
+    """0 … 1, without a reference: how much the steps from frame to frame alternate."""
     identical_frames: int
     """Equal in every pixel: to the reference, or to the frame before."""
     worst_frames: list[WorstFrame]
@@ -99,11 +101,15 @@ def verdict(result: VideoComparison) -> str:
     stand = "no frame sticks out"
     if count:
         first = result.worst_frames[0]
+    if count and first.kind == "largest":
+        stand += f"; the largest value is that of frame {first.frame} at {first.time_seconds:.2f} s"
+    elif count:
         counts = Counter(worst.kind for worst in result.worst_frames)
         told = {"differs": "stick out", "stands out": "stand out from their neighbours", "like a blend": "look blended"}
         stand = ", ".join(f"{counts[kind]} {words}" for kind, words in told.items() if counts[kind])
         stand += f", most of all {first.frame} at {first.time_seconds:.2f} s"
     return (
         f"{result.frames} frames{against}. {what} {curve['mean']:.4f} on average, at most {curve['max']:.4f}; "
-        f"{stand}; flicker index {result.flicker_index:.2f}."
+        f"{stand}; flicker index {result.flicker_index:.2f}"
+        + ("." if result.judder_index is None else f", judder index {result.judder_index:.2f}.")
     )

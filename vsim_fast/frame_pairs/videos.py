@@ -19,7 +19,6 @@ import numpy as np
 from vsim_fast.encode.base import Encoder
 from vsim_fast.errors import CorruptVideo, UsageError
 from vsim_fast.frame_pairs.comparing import Alone, Comparing, Judged, PixelMetrics, WithReference
-from vsim_fast.frame_pairs.curves import flicker_index
 from vsim_fast.frame_pairs.images import encoder_notes, load_pair_encoder
 from vsim_fast.frame_pairs.metrics import DEFAULT_METRICS, check_metrics
 from vsim_fast.frame_pairs.reading import BATCH_FRAMES
@@ -28,7 +27,7 @@ from vsim_fast.frame_pairs.video_records import VideoComparison, VideoPair, Vide
 from vsim_fast.image_quality import Lpips
 from vsim_fast.pairs import Pooling
 from vsim_fast.pipeline import Timings
-from vsim_fast.records import Progress
+from vsim_fast.records import Progress, VideoInfo
 from vsim_fast.store import OutputFolder, earlier_outputs
 from vsim_fast.video import Sampling, VideoReader, open_video
 
@@ -63,9 +62,9 @@ def pair_video(
 
     Args:
         video, reference: files, or folders of images.
-        fps: take frames on a grid of 1/fps seconds of both; None takes every frame, by number.
+        fps: take the frames shown every 1/fps seconds after the first frame of each; None takes every frame, by number.
         on_length: "shortest" compares until the shorter one ends and says so; "error" refuses.
-        worst: most worst frames that get a picture; all are listed.
+        worst: most worst frames that get a PNG of their own, worst first; all are listed.
         encoder, pooling, metrics, image_size, device, precision: as `pair_images`.
     Writes: frames.csv, frames.json, results.json, summary.json, report.html, worst_*.png.
     Raises:
@@ -128,17 +127,49 @@ def _alignment_notes(readers: list[VideoReader], fps: float | None, on_length: s
         if on_length == "error":
             raise UsageError(f"lengths must be equal: {lengths}; --on-length shortest compares the first {min(n, m)}")
         notes.append(f"{lengths}: the first {min(n, m)} were compared")
-    rates = one.average_fps, other.average_fps
-    if fps is None and abs(rates[0] - rates[1]) > 0.01 * max(rates):
+    intervals = usual_interval(one), usual_interval(other)
+    if fps is None and not same_rate(one, other):
         notes.append(
-            f"frame rates differ ({rates[0]:.3f} and {rates[1]:.3f}/s) and frames are compared by number; "
-            f"--fps compares them by time"
+            f"frame rates differ ({1 / intervals[0]:.3f} and {1 / intervals[1]:.3f}/s) and frames are compared by "
+            "number; --fps compares them by time"
         )
     if one.display_size != other.display_size:
         sizes = ["{1}x{0}".format(*info.display_size) for info in (one, other)]
         notes.append(
             f"sizes differ ({sizes[0]}, {sizes[1]}): each was resized to the encoder's input, and the video to the "
             "reference for pixel metrics"
+        )
+    return notes
+
+
+def usual_interval(info: VideoInfo) -> float:
+    """Seconds from frame to frame, the median: gaps do not count."""
+    return float(np.median(np.diff(info.pts_seconds))) if len(info.pts) > 1 else 1 / info.average_fps
+
+
+def same_rate(a: VideoInfo, b: VideoInfo) -> bool:
+    """To within 1 %."""
+    return abs(usual_interval(a) / usual_interval(b) - 1) < 0.01
+
+
+def _time_notes(comparing: WithReference) -> list[str]:
+    """Frames compared with each other that the containers show at different times."""
+    video, reference = (reader.info for reader in comparing.readers)
+    half = min(usual_interval(video), usual_interval(reference)) / 2
+    shifted = comparing.shifted()
+    late = np.flatnonzero(np.abs(shifted) > half + 1e-6)
+    notes = []
+    if len(late) and same_rate(video, reference):
+        row = late[0]
+        notes.append(
+            f"from frame {comparing.number[row]} on the containers show frames that were compared at times up to "
+            f"{np.nanmax(np.abs(shifted)):.3f} s apart: frames may be missing from one of the videos; --fps compares "
+            "by time"
+        )
+    starts = video.pts_seconds[0], reference.pts_seconds[0]
+    if abs(starts[0] - starts[1]) > half:
+        notes.append(
+            f"the first frames, shown at {starts[0]:.3f} s and {starts[1]:.3f} s, were compared with each other"
         )
     return notes
 
@@ -160,18 +191,21 @@ def _concluded(
         if reason := reader.report.fallback_reason:
             said.append(f"decoded with {reader.report.backend}: {reason}")
         notes += [f"{os.path.basename(reader.info.path)}: {note}" for note in said]
+    if isinstance(comparing, WithReference):
+        notes += _time_notes(comparing)
     if lost := comparing.frames - compared:
         notes.append(f"{lost} of {comparing.frames} frames could not be decoded and were not compared")
     if comparing.blank:
         notes.append(f"{comparing.blank} frames are black or without texture: their distances mean little")
     notes += encoder_notes(encoder)
+    pictured = set([row for row in judged.rows.tolist() if row in comparing.shown][: comparing.worst])
     statistics = {name: stats for name, curve in curves.items() if (stats := _statistics(curve))}
     means = {name: stats["mean"] for name, stats in statistics.items() if name in ("psnr", "ssim", "lpips")}
     patch = "patch_distance" if "patch_distance" in curves else "step"
     result = VideoComparison(
         video=readers[0].info.path, reference=readers[1].info.path if len(readers) > 1 else None, frames=compared,
         judged=comparing.judged, cosine_distance=statistics["cosine_distance"]["mean"],
-        patch_distance=statistics[patch]["mean"], **means, flicker_index=flicker_index(curves[comparing.flickers]),
+        patch_distance=statistics[patch]["mean"], **means, **comparing.flicker(),
         identical_frames=int(comparing.identical.sum()), statistics=statistics, notes=notes,
         worst_frames=[
             WorstFrame(
@@ -181,7 +215,7 @@ def _concluded(
                 expected=float(judged.expected[row]),
                 excess=float(curves[comparing.judged][row] - judged.expected[row]),
                 **{name: number(values[row]) for name, values in comparing.pixels.values.items()},
-                picture=overlay_name(rank, comparing.number[row]) if row in comparing.shown else None,
+                picture=overlay_name(rank, comparing.number[row]) if row in pictured else None,
             )
             for rank, (row, kind) in enumerate(zip(judged.rows.tolist(), judged.kinds, strict=True), 1)
         ],

@@ -60,7 +60,7 @@ class ReportData:
     """Frame index -> why it matches everything, e.g. "black"."""
 
 
-def thumbnail(rgb: np.ndarray, *, width: int = 320) -> bytes:
+def thumbnail(rgb: np.ndarray, *, width: int = 320, quality: int = 70) -> bytes:
     """JPEG of a frame, uint8 [H, W, 3], at most `width` pixels wide."""
     from PIL import Image
 
@@ -69,7 +69,7 @@ def thumbnail(rgb: np.ndarray, *, width: int = 320) -> bytes:
         size = (width, max(1, round(image.height * width / image.width)))
         image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=70)
+    image.save(out, "JPEG", quality=quality)
     return out.getvalue()
 
 

@@ -76,7 +76,9 @@ def _upright(image: Image.Image) -> np.ndarray:
 def _notes(image: Image.Image) -> tuple[str, ...]:
     """What reading as 8-bit RGB leaves out of an image; `image` is decoded only if it has an alpha channel."""
     notes = []
-    if image.mode.startswith("I"):
+    if getattr(image, "n_frames", 1) > 1:
+        notes.append(f"holds {image.n_frames} pictures, the first is read")
+    if image.mode.startswith("I") or any(";16" in str(tile) for tile in image.tile):
         notes.append("16 bits a channel, read as 8")
     elif image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
         notes.append("transparent in places: the alpha channel is left out")
