@@ -9,19 +9,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from video.clips import damage
 
 from vsim_fast.encode import load_encoder
-from vsim_fast.errors import OpenError, UsageError
+from vsim_fast.errors import CorruptVideo, OpenError, UsageError
 from vsim_fast.frame_pairs.ladders import (
     DISTORTIONS,
     STRENGTHS,
     LadderStudy,
     Triple,
+    Unreadable,
     distort,
     ladder_study,
     read_triples,
     spearman,
 )
+from vsim_fast.frame_pairs.validation import validate_metrics
 from vsim_fast.image_quality import psnr, ssim
 from vsim_fast.records import frames_in_memory
 from vsim_fast.video import open_video
@@ -127,9 +130,16 @@ def test_block_loss_takes_whole_blocks_and_only_adds():
     assert all(a <= b for a, b in pairwise(lost))
 
 
+def test_darken_takes_its_share_of_every_level(scene):
+    frame = scene[1]
+    for strength in DISTORTIONS["darken"]:
+        assert np.abs(distort("darken", strength, frame, *scene[::2]) - (1 - strength) * frame).max() <= 0.501
+    assert not distort("darken", 1, frame, *scene[::2]).any()
+
+
 def test_distort_rejects(scene):
     before, frame, after = scene
-    with pytest.raises(ValueError, match="one of blur, noise, shift, ghost, tear, block_loss, got 'fog'"):
+    with pytest.raises(ValueError, match="one of blur, noise, shift, ghost, tear, block_loss, darken, got 'fog'"):
         distort("fog", 1, frame, before, after)
     with pytest.raises(ValueError, match=r"of one size, got uint8 \(180, 320, 3\), uint8 \(90, 320, 3\)"):
         distort("blur", 1, frame, before[::2], after)
@@ -170,7 +180,7 @@ def test_study_signs_ranks_and_counts(scene):
     frames = [triple(scene, "a"), triple(scene[::-1], "b")]
     study = ladder_study(frames, measure, Told())
     assert study.frames == ["a", "b"] and [one.distortion for one in study.ladders] == list(DISTORTIONS)
-    assert calls == [5] * 12 and told == [("ladders", n, 12) for n in range(1, 13)]
+    assert calls == [5] * 14 and told == [("ladders", n, 14) for n in range(1, 15)]
     for one in study.ladders:
         assert one.frames == 2 and not one.left_out and one.strengths == list(DISTORTIONS[one.distortion])
         assert {name: (m.mean, m.least) for name, m in one.metrics.items()} == {
@@ -200,7 +210,7 @@ def test_a_frame_that_stays_as_it_is_gets_no_rank(scene):
     by_kind = {one.distortion: one for one in study.ladders}
     for kind in ("ghost", "tear"):
         assert (by_kind[kind].frames, by_kind[kind].left_out) == (1, ["still"])
-    assert all(by_kind[kind].frames == 2 for kind in ("blur", "noise", "shift", "block_loss"))
+    assert all(by_kind[kind].frames == 2 for kind in ("blur", "noise", "shift", "block_loss", "darken"))
     alone = {one.distortion: one for one in ladder_study([still], pixel_metrics).ladders}
     assert alone["ghost"].metrics == {} and alone["ghost"].frames == 0 and alone["blur"].metrics["psnr"].mean == 1
 
@@ -220,6 +230,31 @@ def test_steps_without_effect_share_a_rank(scene):
         assert tear.mean == tear.pooled == pytest.approx(spearman(range(5), (0, 0, 1, 2, 3)))
 
 
+def test_a_metric_that_a_frame_does_not_have_is_absent(scene):
+    def measure(frame, copies):
+        small = frame is scene[1]
+        return [dict(psnr=None, ssim=None if small else 1 / step, lpips=None) for step in range(1, 6)]
+
+    found = ladder_study([triple(scene, "small"), Triple("large", scene[0], scene[2], scene[1])], measure)
+    for one in found.ladders:
+        assert set(one.metrics) == {"psnr", "ssim"} and one.frames == 2
+        ssim, psnr = one.metrics["ssim"], one.metrics["psnr"]
+        assert (ssim.frames, ssim.mean, ssim.least_frame, ssim.pooled, ssim.medians[0]) == (1, 1, "large", 1, 1)
+        assert (psnr.frames, psnr.mean, psnr.medians) == (2, 0, [None] * 5), "infinite"
+    alone = ladder_study([triple(scene, "small")], measure)
+    assert all(set(one.metrics) == {"psnr"} for one in alone.ladders)
+
+
+def test_unreadable_frames_are_skipped_by_name(scene):
+    bad = [Unreadable(name, CorruptVideo("v.mp4", reason)) for name, reason in (("x", "torn"), ("y", "gone"))]
+    study = ladder_study([bad[0], triple(scene, "a"), bad[1]], pixel_metrics)
+    assert study.frames == ["a"] and all(one.frames == 1 for one in study.ladders)
+    assert [(one.name, one.reason) for one in study.skipped] == [("x", "v.mp4: torn"), ("y", "v.mp4: gone")]
+    assert LadderStudy.model_validate_json(study.model_dump_json()) == study
+    with pytest.raises(CorruptVideo, match="torn"):
+        ladder_study(bad, pixel_metrics)
+
+
 def test_study_rejects(scene):
     with pytest.raises(UsageError, match="at least one frame"):
         ladder_study([], pixel_metrics)
@@ -231,8 +266,59 @@ def test_pixels_and_builtin_rank_every_ladder(scene):
     encoder = load_encoder("builtin", device="cpu", precision="float32", image_size=224)
     study = ladder_study([triple(scene)], feature_metrics(encoder))
     ranks = {(one.distortion, name): m.mean for one in study.ladders for name, m in one.metrics.items()}
-    assert len(ranks) == 6 * 3
+    assert len(ranks) == 7 * 3
     assert {key: rank for key, rank in ranks.items() if rank < 0.99} == {}
+
+
+def test_validation_encodes_a_frame_once(tmp_path, scene):
+    """The copies of every ladder are still held against the frame they were made from."""
+    encoder = load_encoder("builtin", device="cpu", precision="float32", image_size=56)
+    encoded, pixels = [], encoder.pixels
+    encoder.pixels = lambda frames: encoded.append(len(frames)) or pixels(frames)
+    before, frame, after = scene
+    partly = np.concatenate((before[:130], frame[130:]))  # two tears change nothing
+    save(tmp_path / "a", I0=partly, It=frame, I1=after)
+    save(tmp_path / "b", I0=frame, It=after, I1=before)
+    found = validate_metrics(tmp_path, encoder, metrics=())
+    assert encoded == [1, 5, 5, 5, 5, 3, 5, 5, 1, *[5] * 7] and found.run.status == "complete"
+    for one in found.study.ladders:
+        ranks = []
+        for triple in read_triples(tmp_path):
+            copies = [distort(one.distortion, s, triple.frame, triple.before, triple.after) for s in one.strengths]
+            rows = feature_metrics(encoder)(triple.frame, copies)
+            ranks.append(spearman(one.strengths, [row["patch_distance"] for row in rows]))
+        assert one.metrics["patch_distance"].mean == pytest.approx(np.mean(ranks))
+    alone = validate_metrics(tmp_path / "a", encoder, metrics=()).study
+    medians = {one.distortion: one.metrics["patch_distance"].medians for one in alone.ladders}
+    assert medians["tear"][:2] == [0, 0] and medians["tear"][2] > 0
+
+
+def test_validation_leaves_out_what_cannot_be_read(tmp_path, scene, clip):
+    options = dict(metrics=("psnr", "ssim"), image_size=56, device="cpu", output_dir=tmp_path / "out")
+    small = {f"im{n}": picture[:10, :10] for n, picture in enumerate(scene)}
+    save(tmp_path / "in" / "1", **small)
+    save(tmp_path / "in" / "2", I0=scene[0], It=scene[1])
+    save(tmp_path / "in" / "3", **small)
+    (tmp_path / "in" / "3" / "im1.png").write_bytes(b"no image")
+    found = validate_metrics(tmp_path / "in", **options)
+    assert found.study.frames == ["1"] and found.run.status == "partial"
+    reasons = {one.name: one.reason for one in found.study.skipped}
+    assert "needs at least 3 frames, got 2" in reasons["2"] and "im1.png" in reasons["3"]
+    assert "ssim: too small for it are 1 of 1 frames" in found.run.notes
+    assert not any("ssim" in one.metrics for one in found.study.ladders)
+    written = json.loads((tmp_path / "out" / "validation.json").read_text())
+    assert written["run"]["status"] == "partial" and [one["name"] for one in written["run"]["skipped"]] == ["2", "3"]
+    with pytest.raises(UsageError, match="needs at least 3 frames"):
+        validate_metrics(tmp_path / "in" / "2", **options)
+
+
+def test_a_damaged_stretch_costs_its_frames(tmp_path, clip):
+    triples = list(read_triples(damage(clip, tmp_path / "damaged.mp4", 72), 4))
+    bad = [one for one in triples if isinstance(one, Unreadable)]
+    assert [one.name for one in bad] == ["damaged.mp4, frame 72"] and isinstance(bad[0].error, CorruptVideo)
+    assert [one.name for one in triples if isinstance(one, Triple)] == [
+        f"damaged.mp4, frame {middle}" for middle in (24, 119, 167)
+    ]
 
 
 @pytest.mark.real_media
@@ -323,5 +409,5 @@ def test_read_triples_rejects(tmp_path, clip):
     with pytest.raises(UsageError, match="needs at least 3 frames, got 2"):
         read_triples(tmp_path / "two")
     save(tmp_path / "sizes" / "odd", I0=flat(0), It=flat(1, (20, 31)), I1=flat(2))
-    with pytest.raises(UsageError, match=r"odd: .* one size, got I0\.png 30x20, It\.png 31x20, I1\.png 30x20"):
-        list(read_triples(tmp_path / "sizes"))
+    (odd,) = read_triples(tmp_path / "sizes")
+    assert odd.name == "odd" and "one size, got I0.png 30x20, It.png 31x20, I1.png 30x20" in str(odd.error)

@@ -112,7 +112,7 @@ def test_validation(capsys, images):
     code, stdout, _ = run(capsys, "--validate", images, "--count", "1", *SMALL, "--out", images / "out", "--json")
     found = json.loads(stdout)
     kinds = [one["distortion"] for one in found["results"]]
-    assert code == 0 and kinds == ["blur", "noise", "shift", "ghost", "tear", "block_loss"]
+    assert code == 0 and kinds == ["blur", "noise", "shift", "ghost", "tear", "block_loss", "darken"]
     assert set(found["results"][0]["metrics"]) == {"patch_distance", "cosine_distance", "psnr", "ssim"}
     assert json.loads((images / "out" / "validation.json").read_text()) == found
     code, stdout, _ = run(capsys, "--validate", images, "--count", "1", *SMALL, "--out", images / "out")

@@ -1011,7 +1011,7 @@ def _print_image_pairs(result: Any) -> None:
 
 def _print_ladders(result: Any) -> None:
     study, run = result.study, result.run
-    names = list(study.ladders[0].metrics) or run.settings["metrics"]
+    names = dict.fromkeys(name for ladder in study.ladders for name in ladder.metrics)
     table = _table("distortion", *(name.replace("_", " ") for name in names), "frames", "strengths")
     for ladder in study.ladders:
         figures = (_figure(ladder.metrics[n].mean if n in ladder.metrics else None, 2) for n in names)
@@ -1022,10 +1022,12 @@ def _print_ladders(result: Any) -> None:
     for ladder in study.ladders:
         if ladder.left_out:
             print(f"note: {ladder.distortion}: changes nothing in {len(ladder.left_out)} frames", file=sys.stderr)
+    for skipped in study.skipped[:SHOWN_GROUPS]:
+        print(f"skipped: {skipped.name}: {skipped.reason}", file=sys.stderr)
     _print_note_lines(run.notes, ())
     print(
-        f"{len(study.frames)} frames in {run.timings['total']:.1f} s -> {run.output_dir} (validation.json); "
-        f"{_of_encoder(run.encoder)}"
+        f"{len(study.frames)} of {len(study.frames) + len(study.skipped)} frames in {run.timings['total']:.1f} s -> "
+        f"{run.output_dir} (validation.json); {_of_encoder(run.encoder)}"
     )
 
 

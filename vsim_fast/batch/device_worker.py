@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import sys
 import threading
 import time
@@ -64,9 +63,11 @@ class Channel:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the user process
     channel = Channel(Connection(int(sys.argv[1])))
-    config, device = channel.receive()
+    try:
+        config, device = channel.receive()
+    except (EOFError, OSError):
+        os._exit(0)  # the user is gone
     timings = Timings()
     try:
         engine = LocalEngine(config, device, timings)

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from vsim_fast import __version__
-from vsim_fast.errors import OpenError, UsageError
+from vsim_fast.errors import CorruptVideo, OpenError, UsageError, VsimError
 from vsim_fast.image_quality import gaussian_average
 from vsim_fast.records import IMAGE_SUFFIXES, Progress
 from vsim_fast.video import Sampling, open_video, probe, read_image
@@ -25,6 +25,7 @@ DISTORTIONS = {  # kind -> five strengths, rising
     "ghost": (0.2, 0.4, 0.6, 0.8, 1),
     "tear": (0.1, 0.2, 0.3, 0.4, 0.5),
     "block_loss": (0.01, 0.02, 0.05, 0.1, 0.2),
+    "darken": (0.05, 0.1, 0.2, 0.3, 0.4),
 }
 STRENGTHS = {  # kind -> what its strengths are
     "blur": "sigma of a Gaussian, pixels",
@@ -33,9 +34,12 @@ STRENGTHS = {  # kind -> what its strengths are
     "ghost": "share of the blend that is the mean of both neighbours",
     "tear": "share of the rows, at the bottom, that are of the frame before",
     "block_loss": "share of 16x16 blocks that show the block to their left",
+    "darken": "share of the light lost: of every level, as stored",
 }
 FALLING = frozenset({"psnr", "ssim", "cosine_similarity"})
 """Metrics that fall as a frame gets worse."""
+UNBOUNDED = frozenset({"psnr"})
+"""Metrics without a bound: None stands for infinity, which JSON lacks."""
 BLOCK = 16
 SEED = 0  # of the noise and of the order in which blocks are lost
 NAMED = ("i0", "it", "i1")
@@ -51,17 +55,26 @@ class Triple(NamedTuple):
     after: np.ndarray
 
 
+class Unreadable(NamedTuple):
+    """A frame that could not be read with both its neighbours."""
+
+    name: str
+    error: VsimError
+
+
 Measure = Callable[[np.ndarray, list[np.ndarray]], Sequence[Mapping[str, float | None]]]
-"""From a frame and its distorted copies, uint8 [H, W, 3], to every metric of each copy. None and infinity: the two are
-equal and the metric has no bound (PSNR)."""
+"""From a frame and its distorted copies, uint8 [H, W, 3], to every metric of each copy. None: infinity where the metric
+is of `UNBOUNDED`; else a metric that this frame does not have, such as the SSIM of a very small one."""
 
 
 class RankCorrelation(BaseModel):
     """Spearman's correlation of a metric with the strength, signed so that 1 means: worse at every step."""
 
     model_config = ConfigDict(frozen=True)
+    frames: int
+    """How many have the metric."""
     mean: float
-    """Over the frames, of each frame's own."""
+    """Over the frames that have the metric, of each frame's own."""
     least: float
     least_frame: str
     pooled: float
@@ -83,7 +96,15 @@ class Ladder(BaseModel):
     left_out: list[str]
     """Frames that even the greatest strength leaves as they are, such as the ghost of a scene at rest."""
     metrics: dict[str, RankCorrelation]
-    """Empty where every frame was left out."""
+    """Those that any frame has; empty where every frame was left out."""
+
+
+class Skipped(BaseModel):
+    """A frame that was not distorted."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    reason: str
 
 
 class LadderStudy(BaseModel):
@@ -93,6 +114,9 @@ class LadderStudy(BaseModel):
     schema_version: int = 1
     vsim_fast: str = __version__
     frames: list[str]
+    """Those that were distorted."""
+    skipped: list[Skipped]
+    """Those that could not be read."""
     ladders: list[Ladder]
 
 
@@ -156,31 +180,46 @@ def _block_loss(strength: float, frame: np.ndarray, before: np.ndarray, after: n
     return np.where(lost[..., None], np.roll(frame, BLOCK, axis=1), frame)
 
 
+def _darken(strength: float, frame: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The other ladders leave the light of the whole as it is."""
+    return _levels(np.float32(1 - strength) * frame)
+
+
 def _levels(picture: np.ndarray) -> np.ndarray:
     return picture.round().clip(0, 255).astype(np.uint8)
 
 
 _MAKE = {
     "blur": _blur, "noise": _noise, "shift": _shift, "ghost": _ghost, "tear": _tear, "block_loss": _block_loss,
+    "darken": _darken,
 }  # fmt: skip
 
 
-def ladder_study(frames: Sequence[Triple] | Triples, measure: Measure, progress: Progress | None = None) -> LadderStudy:
+def ladder_study(
+    frames: Sequence[Triple | Unreadable] | Triples, measure: Measure, progress: Progress | None = None
+) -> LadderStudy:
     """Distort every frame in every way at five strengths, and rank what each metric says.
 
     Args:
-        frames: each is taken once, and let go before the next.
-        measure: called with a frame and the five copies of one ladder, six times for a frame, with the same array.
+        frames: each is taken once.
+        measure: called with a frame and the five copies of one ladder, once for every kind, with the same array.
         progress: told of "ladders".
     Raises:
-        UsageError: no frames.  ValueError: a triple whose pictures differ in size; a metric that is NaN.
+        UsageError: no frames.  The error of the first: none can be read.
+        ValueError: a triple whose pictures differ in size; a metric that is NaN.
     """
     found: dict[str, list[tuple[str, dict[str, list[float]]]]] = {kind: [] for kind in DISTORTIONS}
     left_out: dict[str, list[str]] = {kind: [] for kind in DISTORTIONS}
-    names = []
-    for triple in frames:
+    names: list[str] = []
+    skipped: list[Skipped] = []
+    first_error = None
+    for number, triple in enumerate(frames):
+        if isinstance(triple, Unreadable):
+            skipped.append(Skipped(name=triple.name, reason=str(triple.error)))
+            first_error = first_error or triple.error
+            continue
         names.append(triple.name)
-        for done, (kind, strengths) in enumerate(DISTORTIONS.items(), (len(names) - 1) * len(DISTORTIONS) + 1):
+        for done, (kind, strengths) in enumerate(DISTORTIONS.items(), number * len(DISTORTIONS) + 1):
             copies = [distort(kind, strength, triple.frame, triple.before, triple.after) for strength in strengths]
             if np.array_equal(copies[-1], triple.frame):
                 left_out[kind].append(triple.name)
@@ -189,7 +228,7 @@ def ladder_study(frames: Sequence[Triple] | Triples, measure: Measure, progress:
             if progress:
                 progress.advance("ladders", done, len(frames) * len(DISTORTIONS))
     if not names:
-        raise UsageError("the ladders need at least one frame with both its neighbours, got none")
+        raise first_error or UsageError("the ladders need at least one frame with both its neighbours, got none")
     ladders = [
         Ladder(
             distortion=kind,
@@ -201,15 +240,19 @@ def ladder_study(frames: Sequence[Triple] | Triples, measure: Measure, progress:
         )
         for kind, strengths in DISTORTIONS.items()
     ]
-    return LadderStudy(frames=names, ladders=ladders)
+    return LadderStudy(frames=names, skipped=skipped, ladders=ladders)
 
 
 def _columns(where: str, rows: Sequence[Mapping[str, float | None]]) -> dict[str, list[float]]:
-    """Metric -> its value at each strength."""
-    columns = {name: [math.inf if row[name] is None else float(row[name]) for row in rows] for name in rows[0]}
-    for name, values in columns.items():
+    """Metric -> its value at each strength; without the metrics that this frame does not have."""
+    columns = {}
+    for name in rows[0]:
+        values = [math.inf if row[name] is None and name in UNBOUNDED else row[name] for row in rows]
+        if None in values:
+            continue
         if any(map(math.isnan, values)):
             raise ValueError(f"{where}: {name} must be a number, got {values}")
+        columns[name] = values
     return columns
 
 
@@ -217,16 +260,18 @@ def _correlations(
     found: list[tuple[str, dict[str, list[float]]]], strengths: Sequence[float]
 ) -> dict[str, RankCorrelation]:
     correlations = {}
-    for metric in found[0][1] if found else ():
-        values = np.array([columns[metric] for _, columns in found])  # [frames, strengths]
+    for metric in dict.fromkeys(name for _, columns in found for name in columns):
+        frames = [frame for frame, columns in found if metric in columns]
+        values = np.array([columns[metric] for _, columns in found if metric in columns])  # [frames, strengths]
         worse = -values if metric in FALLING else values
         own = [spearman(strengths, row) for row in worse]
         least = int(np.argmin(own))
         correlations[metric] = RankCorrelation(
+            frames=len(frames),
             mean=float(np.mean(own)),
             least=own[least],
-            least_frame=found[least][0],
-            pooled=spearman(np.tile(strengths, len(found)), worse.ravel()),
+            least_frame=frames[least],
+            pooled=spearman(np.tile(strengths, len(frames)), worse.ravel()),
             medians=[value if math.isfinite(value) else None for value in np.median(values, axis=0).tolist()],
         )
     return correlations
@@ -246,17 +291,26 @@ def spearman(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -
     return float(a @ b / spread) if spread else 0.0
 
 
-class Triples:
-    """Frames with their neighbours, read one after the other as they are iterated."""
+Pictures = Sequence[np.ndarray]
+"""The three of a `Triple`."""
 
-    def __init__(self, readers: Sequence[Callable[[], Triple]]):
+
+class Triples:
+    """Frames with their neighbours, read one after the other as they are iterated; a bad one comes as `Unreadable`."""
+
+    def __init__(self, readers: Sequence[tuple[str, Callable[[], Pictures]]]):
         self._readers = readers
 
     def __len__(self) -> int:
         return len(self._readers)
 
-    def __iter__(self) -> Iterator[Triple]:
-        return (read() for read in self._readers)
+    def __iter__(self) -> Iterator[Triple | Unreadable]:
+        for name, read in self._readers:
+            try:
+                triple: Triple | Unreadable = Triple(name, *read())
+            except VsimError as error:
+                triple = Unreadable(name, error)
+            yield triple
 
 
 def read_triples(path: str | Path, count: int = 8) -> Triples:
@@ -267,8 +321,8 @@ def read_triples(path: str | Path, count: int = 8) -> Triples:
             I1; or a folder of such folders, of which each gives one frame: It, or the middle one.
         count: how many at most, evenly spread.
     Raises:
-        OpenError, DecodeError: as `probe` and the reader; iterating raises them for what is read only then.
-        UsageError: fewer than three frames, images of one triple that differ in size, or `count` below 1.
+        DecodeError: as `probe`.  UsageError: fewer than three frames, or `count` below 1.
+        Of a folder of folders, each is looked into when it is its turn: a bad one is `Unreadable`.
     """
     path = Path(path)
     if count < 1:
@@ -278,7 +332,7 @@ def read_triples(path: str | Path, count: int = 8) -> Triples:
     folders = [path] if _named(path) else sorted(f for f in _inside(path) if f.is_dir() and _images(f))
     if not folders:
         raise OpenError(path, "the folder holds neither images nor folders of images")
-    return Triples([partial(_read_folder, folders[i]) for i in _spread(len(folders), count)])
+    return Triples([(folders[i].name, partial(_read_folder, folders[i])) for i in _spread(len(folders), count)])
 
 
 def _spread(total: int, count: int) -> list[int]:
@@ -304,26 +358,27 @@ def _named(folder: Path) -> list[Path]:
     return [by_name[name] for name in NAMED] if by_name.keys() >= set(NAMED) else []
 
 
-def _read_folder(folder: Path) -> Triple:
+def _read_folder(folder: Path) -> Pictures:
     if not (named := _named(folder)):
-        (read,) = _readers_of_video(folder, 1)
-        return read()._replace(name=folder.name)
-    triple = Triple(folder.name, *map(read_image, named))
-    if len({picture.shape for picture in triple[1:]}) > 1:
-        sizes = ", ".join(f"{p.name} {a.shape[1]}x{a.shape[0]}" for p, a in zip(named, triple[1:], strict=True))
+        ((_, read),) = _readers_of_video(folder, 1)
+        return read()
+    pictures = [read_image(path) for path in named]
+    if len({picture.shape for picture in pictures}) > 1:
+        sizes = ", ".join(f"{p.name} {a.shape[1]}x{a.shape[0]}" for p, a in zip(named, pictures, strict=True))
         raise UsageError(f"{folder}: the images of a triple must have one size, got {sizes}")
-    return triple
+    return pictures
 
 
-def _readers_of_video(path: Path, count: int) -> list[Callable[[], Triple]]:
+def _readers_of_video(path: Path, count: int) -> list[tuple[str, Callable[[], Pictures]]]:
     """Of a video or a folder of its frames; each reader seeks to its own three frames."""
     frames = len(probe(path).pts)
     if frames < 3:
         raise UsageError(f"{path}: a frame with both neighbours needs at least 3 frames, got {frames}")
-    return [partial(_read_video, path, middle + 1) for middle in _spread(frames - 2, count)]
+    middles = [before + 1 for before in _spread(frames - 2, count)]
+    return [(f"{path.name}, frame {middle}", partial(_read_video, path, middle)) for middle in middles]
 
 
-def _read_video(path: Path, middle: int) -> Triple:
+def _read_video(path: Path, middle: int) -> Pictures:
     seconds = probe(path).pts_seconds
     # Borders half-way to the frames beyond, so that rounding takes no other frame.
     edges = np.concatenate(([seconds[0]], (seconds[1:] + seconds[:-1]) / 2, [np.inf])) - seconds[0]
@@ -331,6 +386,8 @@ def _read_video(path: Path, middle: int) -> Triple:
     window = Sampling("all", start_seconds=float(edges[middle - 1]), end_seconds=end)
     with open_video(path, window, output="rgb", on_error="raise", batch_size=3) as reader:
         pictures = [np.rot90(picture, reader.info.rotation // 90) for batch in reader for picture in batch.rgb.numpy()]
+    if len(pictures) != 3:
+        raise CorruptVideo(path, f"frame {middle} and its neighbours must be 3 frames, {len(pictures)} decode")
     if reader.info.mirrored:
         pictures = [picture[:, ::-1] for picture in pictures]
-    return Triple(f"{path.name}, frame {middle}", *map(np.ascontiguousarray, pictures))
+    return list(map(np.ascontiguousarray, pictures))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel
+from torch import Tensor
 
 from vsim_fast.encode.base import Encoder
 from vsim_fast.frame_pairs.images import encoder_notes, load_pair_encoder
@@ -27,7 +28,8 @@ from vsim_fast.store import OutputFolder, output_errors
 class ValidationRun(BaseModel):
     """How the study was made."""
 
-    status: Literal["complete"] = "complete"
+    status: Literal["complete", "partial"]
+    """Partial: frames were skipped, see the study."""
     settings: dict[str, Any]
     encoder: dict[str, Any]
     notes: list[str]
@@ -42,7 +44,7 @@ class Validation(BaseModel):
     run: ValidationRun
 
     def as_dict(self) -> dict[str, Any]:
-        """{"results": one entry per distortion, "run": how they were made}."""
+        """{"results": one entry per distortion, "run": how they were made and of which frames}."""
         study = self.study.model_dump(mode="json")
         return {"results": study.pop("ladders"), "run": self.run.model_dump(mode="json") | study}
 
@@ -70,7 +72,8 @@ def validate_metrics(
         count: frames that are distorted.
         output_dir: validation.json goes there; None writes nothing.
         encoder, pooling, metrics, image_size, device, precision, offline: as `pair_images`.
-    Raises: UsageError, DeviceError, EncoderError, OpenError, CorruptVideo, OutputError.
+    Frames that cannot be read are skipped.
+    Raises: UsageError, DeviceError, EncoderError, OutputError; DecodeError: no frame can be read.
     """
     started = time.perf_counter() if started is None else started
     timings = timings or Timings()
@@ -81,29 +84,14 @@ def validate_metrics(
         with timings.stage("load_encoder"):
             encoder = load_pair_encoder(encoder, image_size, device=device, precision=precision, offline=offline)
 
-    @torch.inference_mode()
-    def measure(frame: np.ndarray, copies: list[np.ndarray]) -> list[dict[str, float | None]]:
-        with timings.stage("pixels"):
-            pixels = encoder.pixels(frames_in_memory(np.stack([frame, *copies])))
-        with timings.stage("encode"):
-            tokens = encoder.forward_in_batches(pixels)
-        with timings.stage("compare"):
-            token = tokens.cls if encoder.has_cls_token else None
-            embeddings = pooled_embedding(tokens.patches, token, pooling=pooling)
-            pooled = cosine_distance(embeddings[:1], embeddings[1:]).tolist()
-            patch = pooled_patch_distance(cosine_distance(tokens.patches[:1], tokens.patches[1:])).tolist()
-        with timings.stage("metrics"):
-            others = [pixel_metrics(frame, copy, tuple(metrics), lpips) for copy in copies]
-        distances = ({"patch_distance": p, "cosine_distance": c} for p, c in zip(patch, pooled, strict=True))
-        return [one | other for one, other in zip(distances, others, strict=True)]
-
-    study = ladder_study(frames, measure, progress)
+    study = ladder_study(frames, _Measure(encoder, pooling, tuple(metrics), lpips, timings), progress)
     settings = {
         "frames": str(path), "count": count, "image_size": list(encoder.preprocess.size), "pooling": pooling,
         "metrics": list(metrics),
     }  # fmt: skip
     run = ValidationRun(
-        settings=settings, encoder=encoder.describe(), notes=encoder_notes(encoder),
+        status="partial" if study.skipped else "complete", settings=settings, encoder=encoder.describe(),
+        notes=[*encoder_notes(encoder), *_too_small(study, metrics)],
         output_dir="" if output_dir is None else str(output_dir), timings=timings.summary(started),
     )  # fmt: skip
     result = Validation(study=study, run=run)
@@ -113,3 +101,49 @@ def validate_metrics(
             with output_errors(path):
                 path.write_text(json.dumps(result.as_dict(), indent=2, allow_nan=False), encoding="utf-8")
     return result
+
+
+def _too_small(study: LadderStudy, metrics: Sequence[str]) -> list[str]:
+    """Notes on metrics that frames do not have."""
+    notes = []
+    for name in metrics:
+        having = (ladder.metrics[name].frames if name in ladder.metrics else 0 for ladder in study.ladders)
+        if lacking := max(ladder.frames - had for ladder, had in zip(study.ladders, having, strict=True)):
+            notes.append(f"{name}: too small for it are {lacking} of {len(study.frames)} frames")
+    return notes
+
+
+class _Measure:
+    """Every metric of the copies of a frame, which is encoded once for all its ladders."""
+
+    def __init__(
+        self, encoder: Encoder, pooling: Pooling, metrics: tuple[str, ...], lpips: Lpips | None, timings: Timings
+    ):
+        self.encoder, self.pooling, self.metrics, self.lpips, self.timings = encoder, pooling, metrics, lpips, timings
+        self._frame: np.ndarray | None = None
+
+    @torch.inference_mode()
+    def __call__(self, frame: np.ndarray, copies: list[np.ndarray]) -> list[dict[str, float | None]]:
+        if self._frame is not frame:
+            self._frame, self._features = frame, self._encode([frame])
+        # An equal copy is at exactly 0, which another size of batch would round away.
+        differs = torch.tensor([not np.array_equal(copy, frame) for copy in copies])
+        distances = torch.zeros(2, len(copies))
+        features = self._encode([copy for copy, other in zip(copies, differs.tolist(), strict=True) if other])
+        with self.timings.stage("compare"):
+            patches, pooled = (cosine_distance(a, b) for a, b in zip(self._features, features, strict=True))
+            distances[:, differs] = torch.stack((pooled_patch_distance(patches), pooled)).cpu()
+        with self.timings.stage("metrics"):
+            others = [pixel_metrics(frame, copy, self.metrics, self.lpips) for copy in copies]
+        columns = zip(*distances.tolist(), others, strict=True)
+        return [dict(patch_distance=patch, cosine_distance=pooled) | other for patch, pooled, other in columns]
+
+    def _encode(self, pictures: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Patches [N, P, D] and embeddings [N, D]."""
+        with self.timings.stage("pixels"):
+            pixels = self.encoder.pixels(frames_in_memory(np.stack(pictures)))
+        with self.timings.stage("encode"):
+            tokens = self.encoder.forward_in_batches(pixels)
+        with self.timings.stage("compare"):
+            token = tokens.cls if self.encoder.has_cls_token else None
+            return tokens.patches, pooled_embedding(tokens.patches, token, pooling=self.pooling)

@@ -33,6 +33,8 @@ import vsim_fast.video._pyav  # noqa: F401 - what a worker needs is here before 
 from vsim_fast.pipeline.frames import Block
 from vsim_fast.pipeline.reading import Opened, ReadOptions, Task, read_video
 
+USER_IS_GONE = (EOFError, BrokenPipeError, ConnectionResetError)
+"""What a connection raises then."""
 HEARTBEAT_SECONDS = 2.0
 NICENESS = 5
 """Workers give way to the encoder, which they would otherwise slow down by more than they get done."""
@@ -147,12 +149,9 @@ class Worker:
 
 
 def serve(control: Connection) -> None:
-    """The fork server: until the user closes `control`."""
+    """The fork server: until the user closes `control`, which raises one of USER_IS_GONE."""
     while True:
-        try:
-            message = control.recv()
-        except EOFError:
-            return
+        message = control.recv()
         if message[0] == "start":
             ring, options = pickle.loads(message[1])
             channel, memory = recv_handle(control), recv_handle(control)
@@ -175,7 +174,7 @@ def work(connection: Connection, pixels: Tensor, options: ReadOptions) -> None:
         die_with_parent()
         os.nice(NICENESS)
         Worker(connection, pixels, options).run()
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+    except USER_IS_GONE:
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -196,7 +195,7 @@ def die_with_parent() -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the user process, which ends its workers
     torch.set_num_threads(1)
-    serve(Connection(int(sys.argv[1])))
+    with suppress(*USER_IS_GONE):
+        serve(Connection(int(sys.argv[1])))
     os._exit(0)  # taking libraries down takes a second

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -31,15 +32,20 @@ def start_python(module: str, **environment: str) -> tuple[subprocess.Popen, Con
     """A Python process that calls `module.main()`, and the connection to it, whose descriptor it finds in sys.argv[1].
 
     The importing program is not imported there, nor anything from the working directory (-P), and what libraries print
-    does not reach this process's output.
+    does not reach this process's output. Ctrl-C is for this process: that one never hears of it, and is to end when
+    its connection does.
     """
     ours, theirs = socket.socketpair()
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", START, str(theirs.fileno()), json.dumps(sys.path), module],
-            pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            env=os.environ | environment,
-        )  # fmt: skip
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited, so from before its first instruction
+    try:
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", START, str(theirs.fileno()), json.dumps(sys.path), module],
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                env=os.environ | environment,
+            )  # fmt: skip
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return process, Connection(ours.detach())
 
 
