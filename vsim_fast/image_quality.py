@@ -24,7 +24,7 @@ BLOCK_PIXELS = {"cpu": 1 << 16}
 OTHER_BLOCK_PIXELS = 1 << 22
 TRUNKS = {"alex": "AlexNet_Weights", "vgg": "VGG16_Weights", "squeeze": "SqueezeNet1_1_Weights"}
 LEAST_SIDE = {"alex": 31, "vgg": 16, "squeeze": 17}
-"""Pixels below which a layer of the trunk has nothing left."""
+"""Net -> least height and width, in pixels, of pictures that `Lpips` takes; below it a layer has nothing left."""
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ class Lpips:
         """Distances, float32 [B], 0 where the two are equal; `a` and `b` as for `psnr`, on the device of the network.
 
         Raises:
-            ValueError, TypeError: as `psnr`; a picture too small for the network.
+            ValueError, TypeError: as `psnr`; a picture smaller than `LEAST_SIDE`.
         """
         _check(a, b)
         if min(a.shape[2:]) < LEAST_SIDE[self.net]:
