@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -48,7 +47,6 @@ def write_folder(folder: Folder) -> None:
 
 def main() -> None:
     """Folders in, None or the error out, until the other side goes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the user process
     with suppress(OSError):
         os.nice(NICENESS)
     connection = Connection(int(sys.argv[1]))
