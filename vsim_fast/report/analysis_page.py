@@ -105,7 +105,7 @@ def write_report(path: str | os.PathLike[str], data: ReportData) -> dict[str, fl
         },
     }  # fmt: skip
     page = render(
-        "analyze", data=data, pts=pts, page_data=page_data, explorer=explorer,
+        "analyze", base=True, data=data, pts=pts, page_data=page_data, explorer=explorer,
         verdict=_verdict(data.grid, pts, similarity), thinned=len(kept) < count,
         thumbnails=[(int(index), base64.b64encode(jpeg).decode()) for index, jpeg in sorted(data.thumbnails)],
     )  # fmt: skip

@@ -13,8 +13,11 @@ import numpy as np
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
 
-def render(name: str, filters: Mapping[str, Callable[..., Any]] | None = None, **context: Any) -> bytes:
-    """The page of templates/`name`.html.j2 with its .css and .js inside, UTF-8. All of `context` is escaped."""
+def render(
+    name: str, filters: Mapping[str, Callable[..., Any]] | None = None, *, base: bool = False, **context: Any
+) -> bytes:
+    """The page of templates/`name`.html.j2 with its .css and .js inside, after base.css if `base`, UTF-8. All of
+    `context` is escaped."""
     import jinja2
     from markupsafe import Markup
 
@@ -24,6 +27,8 @@ def render(name: str, filters: Mapping[str, Callable[..., Any]] | None = None, *
     )  # fmt: skip
     environment.filters |= {"show": _show, "seconds": lambda value: f"{value:.2f} s", **(filters or {})}
     style, script = ((TEMPLATES / f"{name}.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    if base:
+        style = (TEMPLATES / "base.css").read_text(encoding="utf-8") + style
     page = environment.get_template(f"{name}.html.j2").render(
         **context, style=Markup(style), script=Markup(script), style_hash=_csp_hash(style),
         script_hash=_csp_hash(script),

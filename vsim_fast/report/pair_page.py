@@ -74,7 +74,7 @@ def write_pair_page(path: str | os.PathLike[str], page: PairPage) -> dict[str, i
         "main": main, "heat": None if page.maps is None or not len(page.shown) else _heat(page.maps),
     }  # fmt: skip
     html = render(
-        "pair", {"value": _value, "words": _words}, page=page, page_data=page_data, main=main,
+        "pair", {"value": _value, "words": _words}, base=True, page=page, page_data=page_data, main=main,
         others=[name for name in page.pictures if name != main], thinned=len(rows) < len(page.frames),
     )  # fmt: skip
     with atomic_path(path) as temporary:
