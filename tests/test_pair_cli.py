@@ -61,6 +61,7 @@ def test_a_merged_checkpoint(capsys, images):
     code, stdout, _ = run(capsys, *pair, "--checkpoint", images / "merged.pt", "--precision", "float32")
     found = json.loads(stdout)
     checkpoint = found["run"]["encoder"]["checkpoint"]
+    assert "vit_small_patch14_dinov2, 20 of 20 tensors" in found["run"]["notes"][0]
     assert code == 0 and checkpoint["matched"] == checkpoint["total"] == len(base.state_dict())
     named = ["--checkpoint", images / "merged.pt", "--model-name"]
     assert run(capsys, *pair, *named, "vit_small_patch14_dinov2.lvd142m")[0] == 0

@@ -469,7 +469,13 @@ def _images_at_a_time(encoder: Encoder) -> int:
 
 def encoder_notes(encoder: Encoder) -> list[str]:
     """What whoever reads its distances must know."""
-    return [f"{encoder.spec}: random weights; the numbers mean nothing"] if encoder.random_weights else []
+    notes = [f"{encoder.spec}: random weights; the numbers mean nothing"] if encoder.random_weights else []
+    if held := encoder.describe().get("checkpoint"):
+        notes.append(
+            f"{encoder.spec}: {held['tower']}, {held['matched']} of {held['total']} tensors; embedding head "
+            f"{held['embedding_head'] or 'none'}; {held['ignored']} other keys left out"
+        )
+    return notes
 
 
 def _mean(values: list[float]) -> float | None:
