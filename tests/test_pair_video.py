@@ -19,12 +19,19 @@ from video.clips import damage
 
 from vsim_fast.encode import load_encoder
 from vsim_fast.errors import CorruptVideo, OpenError, UsageError
-from vsim_fast.frame_pairs import pair_images, pair_video, verdict
+from vsim_fast.frame_pairs import comparing, pair_images, pair_video, verdict
 from vsim_fast.pairs import cosine_distance, pooled_patch_distance
 from vsim_fast.records import frames_in_memory
 
 FRAMES = 48
 OUTPUTS = {"frames.csv", "frames.json", "results.json", "report.html", "summary.json"}
+
+
+@pytest.fixture(autouse=True)
+def _few_small_pictures(monkeypatch):
+    """They take more time than all else on clips like these."""
+    monkeypatch.setattr(comparing, "SHOWN_FRAMES", 5)
+    monkeypatch.setattr(comparing, "PICTURE_SIDE", 96)
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +327,7 @@ def test_files_that_are_none(clips, encoder, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_video(clips, tmp_path):
-    """Five times the frames: the peak must not follow."""
+    """Three times the frames: the peak must not follow."""
     code = """
 import resource, sys
 import numpy as np
@@ -329,17 +336,19 @@ from PIL import Image
 from vsim_fast.frame_pairs import pair_video
 from vsim_fast.encode import load_encoder
 out = Path(sys.argv[1])
-encoder = load_encoder("builtin", device="cpu", image_size=280)
+encoder = load_encoder("builtin", device="cpu", image_size=224)
 peaks = []
-world = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
-for count in (24, 120):
+coarse = np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+world = np.asarray(Image.fromarray(coarse).resize((300, 300), Image.Resampling.BICUBIC))
+for count in (96, 336):
     folder = out / str(count)
     folder.mkdir()
     for n in range(count):
         Image.fromarray(world[n % 90 :][:200, :200]).save(folder / f"{n:04d}.png", compress_level=1)
-    pair_video(folder, None, encoder, output_dir=out / f"out{count}", metrics=())
+    pair_video(folder, None, encoder, output_dir=out / f"out{count}", metrics=(), worst=4)
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 print(peaks[1] - peaks[0])
 """
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert float(run.stdout) < 60, run.stdout  # 96 more frames: 59 MB of tokens, 90 MB of pixels
+    # 240 more frames: 94 MB of tokens, 145 MB of pixels; how many wait for each other is never the same
+    assert float(run.stdout) < 110, run.stdout
