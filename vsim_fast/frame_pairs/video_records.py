@@ -14,6 +14,12 @@ Kind = Literal["differs", "stands out", "like a blend", "largest"]
 """differs: from the reference. stands out: its neighbours are nearer to each other than to it. like a blend: nearer to
 both neighbours than motion here allows. largest: where no frame is one of these, those of the largest values."""
 
+TOLD: dict[str, tuple[str, str]] = {  # kind -> of one frame, of several
+    "differs": ("frame sticks out", "frames stick out"),
+    "stands out": ("frame stands out from its neighbours", "frames stand out from their neighbours"),
+    "like a blend": ("frame looks blended", "frames look blended"),
+}
+
 
 class WorstFrame(BaseModel):
     """A frame whose judged curve is not what it is around it."""
@@ -105,8 +111,7 @@ def verdict(result: VideoComparison) -> str:
         stand += f"; the largest value is that of frame {first.frame} at {first.time_seconds:.2f} s"
     elif count:
         counts = Counter(worst.kind for worst in result.worst_frames)
-        told = {"differs": "stick out", "stands out": "stand out from their neighbours", "like a blend": "look blended"}
-        stand = ", ".join(f"{counts[kind]} {words}" for kind, words in told.items() if counts[kind])
+        stand = ", ".join(f"{counts[kind]} {words[counts[kind] > 1]}" for kind, words in TOLD.items() if counts[kind])
         stand += f", most of all {first.frame} at {first.time_seconds:.2f} s"
     return (
         f"{result.frames} frames{against}. {what} {curve['mean']:.4f} on average, at most {curve['max']:.4f}; "

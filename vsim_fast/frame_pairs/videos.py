@@ -127,10 +127,9 @@ def _alignment_notes(readers: list[VideoReader], fps: float | None, on_length: s
         if on_length == "error":
             raise UsageError(f"lengths must be equal: {lengths}; --on-length shortest compares the first {min(n, m)}")
         notes.append(f"{lengths}: the first {min(n, m)} were compared")
-    intervals = usual_interval(one), usual_interval(other)
     if fps is None and not same_rate(one, other):
         notes.append(
-            f"frame rates differ ({1 / intervals[0]:.3f} and {1 / intervals[1]:.3f}/s) and frames are compared by "
+            f"frame rates differ ({one.average_fps:.3f} and {other.average_fps:.3f}/s) and frames are compared by "
             "number; --fps compares them by time"
         )
     if one.display_size != other.display_size:
@@ -148,8 +147,9 @@ def usual_interval(info: VideoInfo) -> float:
 
 
 def same_rate(a: VideoInfo, b: VideoInfo) -> bool:
-    """To within 1 %."""
-    return abs(usual_interval(a) / usual_interval(b) - 1) < 0.01
+    """To within 1 %: of the average, or of the usual interval where frames are missing; some containers round times."""
+    average = a.average_fps / b.average_fps
+    return min(abs(average - 1), abs(usual_interval(a) / usual_interval(b) - 1)) < 0.01
 
 
 def _time_notes(comparing: WithReference) -> list[str]:
