@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
@@ -118,7 +119,7 @@ class Tokens:
         return Tokens(self.patches[here], self.embeddings[here], self.pixels[here], self.places[rows])
 
 
-class Comparing:
+class Comparing(ABC):
     """Decodes, encodes and compares; subclasses say what with what."""
 
     judged: ClassVar[str]
@@ -146,13 +147,13 @@ class Comparing:
         scale = PICTURE_SIDE / max(height, width)
         self._size = max(8, round(height * scale)), max(8, round(width * scale))
 
+    @abstractmethod
     def batches(self) -> Iterator[tuple[int, np.ndarray, FrameBatch]]:
         """(side, places, frames) in the order they are to be encoded; runs in the decode thread."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take(self, side: int, tokens: Tokens) -> int:
         """Compare what can be. Returns the number of frames that are done."""
-        raise NotImplementedError
 
     def run(self) -> Iterator[int]:
         encoder = self.encoder
@@ -185,9 +186,9 @@ class Comparing:
     def finish(self) -> int:
         return self.frames
 
+    @abstractmethod
     def flicker(self) -> dict[str, float]:
         """By the names of `VideoComparison`."""
-        raise NotImplementedError
 
     def _tokens(self, encoded: EncodedFrames, side: int) -> Tokens:
         features = encoded.features
