@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -95,6 +95,12 @@ class OutputFolder:
         if name not in self.names:
             self.names.append(name)
         return self.partial / name
+
+    def write_json(self, name: str, content: Any, *, indent: int | None = 2) -> None:
+        """The file `name`, UTF-8.  Raises: OutputError.  ValueError: NaN or infinity, which JSON has not."""
+        path = self.file(name)
+        with output_errors(path):
+            path.write_text(json.dumps(content, indent=indent, allow_nan=False), encoding="utf-8")
 
     def flush(self) -> None:
         """Wait until everything written so far is on the disk."""

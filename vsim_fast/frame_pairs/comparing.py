@@ -24,12 +24,13 @@ from vsim_fast.frame_pairs.curves import (
     standing_out,
     sticking_out,
 )
+from vsim_fast.frame_pairs.images import frame_embeddings
 from vsim_fast.frame_pairs.metrics import METRICS, SMALLEST_LPIPS, SMALLEST_SSIM
 from vsim_fast.frame_pairs.reading import equal_frames, native_pair, positioned, rows, side_by_side
 from vsim_fast.frame_pairs.video_records import Kind
 from vsim_fast.image_quality import Lpips, psnr, ssim
 from vsim_fast.ops._threads import one_thread
-from vsim_fast.pairs import Pooling, cosine_distance, pooled_embedding, pooled_patch_distance
+from vsim_fast.pairs import Pooling, cosine_distance, pooled_patch_distance
 from vsim_fast.pipeline import EncodedFrames, Timings
 from vsim_fast.pipeline.encoding import encode_blocks
 from vsim_fast.pipeline.frames import Block, InputFormat, prepare
@@ -196,8 +197,7 @@ class Comparing(ABC):
         if side == 0:
             self.seconds[places] = features.pts_seconds.numpy()
             self.blank += int(encoded.featureless.sum())
-        token = features.cls if self.encoder.has_cls_token else None
-        embeddings = pooled_embedding(features.patches, token, pooling=self.pooling)
+        embeddings = frame_embeddings(self.encoder, features.patches, features.cls, self.pooling)
         return Tokens(features.patches, embeddings, encoded.pixels, places)
 
     def distances(self, a: Tokens, b: Tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from contextlib import suppress
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 from vsim_fast.errors import VsimError
 from vsim_fast.report.pair_pictures import PairDrawing, write_pair_pictures
-from vsim_fast.store import OutputFolder, output_errors
+from vsim_fast.store import OutputFolder
 
 PICTURES = (
     "similarity_A2B.png", "similarity_B2A.png", "mismatch_A.png", "mismatch_B.png", "vector_field.png",
@@ -40,9 +39,7 @@ def write_folder(folder: Folder) -> None:
     with OutputFolder(Path(folder.path)) as out:
         out.replaces(PICTURES)
         write_pair_pictures(out.file, folder.drawing, arrow_stride=folder.arrow_stride, relative=folder.relative)
-        path = out.file("summary.json")
-        with output_errors(path):
-            path.write_text(json.dumps(folder.summary, indent=2, allow_nan=False), encoding="utf-8")
+        out.write_json("summary.json", folder.summary)
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ pipeline of videos; what is left to do of a pair is done by other processes whil
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import Counter, deque
@@ -44,7 +43,7 @@ from vsim_fast.pipeline.reading import Failed, Finished, Opened, Task
 from vsim_fast.processor import usable_cores
 from vsim_fast.records import Progress
 from vsim_fast.report import PairDrawing
-from vsim_fast.store import OutputFolder, output_errors
+from vsim_fast.store import OutputFolder
 from vsim_fast.video import Sampling, is_image, read_image
 
 IMAGE_SIZE = 518
@@ -61,6 +60,11 @@ def load_pair_encoder(spec: str, image_size: int | None, **options: Any) -> Enco
     if image_size is None and spec == "builtin":
         image_size = IMAGE_SIZE
     return load_encoder(spec, image_size=image_size, **options)
+
+
+def frame_embeddings(encoder: Encoder, patches: Tensor, cls: Tensor | None, pooling: Pooling) -> Tensor:
+    """float32 [B, D] of what `encoder` made of B frames; its CLS counts where it is one of the sequence's tokens."""
+    return pooled_embedding(patches, cls if encoder.has_cls_token else None, pooling=pooling)
 
 
 def pair_images(
@@ -146,19 +150,11 @@ def pair_images(
         )  # fmt: skip
         batch = PairBatch(results=results, run=run)
         if out is not None:
-            _write(out, batch)
+            out.write_json("results.json", results_as_dicts(results))
+            out.write_json("summary.json", run.model_dump(mode="json"))
     if ended is not None:
         raise ended
     return batch
-
-
-def _write(out: OutputFolder, batch: PairBatch) -> None:
-    """results.json and summary.json."""
-    written = {"results.json": results_as_dicts(batch.results), "summary.json": batch.run.model_dump(mode="json")}
-    for name, content in written.items():
-        path = out.file(name)
-        with output_errors(path):
-            path.write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
 
 
 def windows(items: Sequence[Item], most_images: int) -> Iterator[list[Item]]:
@@ -307,8 +303,7 @@ class _Comparing:
         patches = features.patches[0]
         if patches.untyped_storage().nbytes() > patches.nbytes:  # a batch of several images would live as long
             patches = patches.clone()
-        token = features.cls if self.encoder.has_cls_token else None
-        embedding = pooled_embedding(features.patches, token, pooling=self.plan.pooling)[0]
+        embedding = frame_embeddings(self.encoder, features.patches, features.cls, self.plan.pooling)[0]
         picture = self.encoder.picture(pixels[0], self.encoder.preprocess.size) if self.plan.visualize else None
         notes = opened.info.notes
         if frames.encoded.featureless[0]:

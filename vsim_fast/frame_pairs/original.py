@@ -12,8 +12,8 @@ from vsim_fast.encode.base import Encoder, Tokens
 from vsim_fast.errors import EncoderError, UsageError
 from vsim_fast.frame_pairs.dense import compare_densely
 from vsim_fast.frame_pairs.drawing import Folder, write_folder
-from vsim_fast.frame_pairs.images import IMAGE_SIZE
-from vsim_fast.pairs import cosine_distance, pooled_embedding
+from vsim_fast.frame_pairs.images import IMAGE_SIZE, frame_embeddings
+from vsim_fast.pairs import cosine_distance
 from vsim_fast.records import frames_in_memory
 from vsim_fast.video import read_image
 
@@ -147,6 +147,6 @@ def _named(image_a: str | os.PathLike, image_b: str | os.PathLike) -> dict[str, 
 
 
 def _distance(encoder: Encoder, tokens: Tokens) -> dict[str, Any]:
-    embeddings = pooled_embedding(tokens.patches, tokens.cls if encoder.has_cls_token else None)
+    embeddings = frame_embeddings(encoder, tokens.patches, tokens.cls, "all")
     distance = cosine_distance(embeddings[0], embeddings[1]).item()
     return {"cosine_similarity": 1 - distance, "cosine_distance": distance, "embedding_dim": encoder.dim}

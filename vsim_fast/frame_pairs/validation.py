@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -15,14 +14,14 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from vsim_fast.encode.base import Encoder
-from vsim_fast.frame_pairs.images import encoder_notes, load_pair_encoder
+from vsim_fast.frame_pairs.images import encoder_notes, frame_embeddings, load_pair_encoder
 from vsim_fast.frame_pairs.ladders import LadderStudy, ladder_study, read_triples
 from vsim_fast.frame_pairs.metrics import DEFAULT_METRICS, check_metrics, pixel_metrics
 from vsim_fast.image_quality import Lpips
-from vsim_fast.pairs import Pooling, cosine_distance, pooled_embedding, pooled_patch_distance
+from vsim_fast.pairs import Pooling, cosine_distance, pooled_patch_distance
 from vsim_fast.pipeline import Timings
 from vsim_fast.records import Progress, frames_in_memory
-from vsim_fast.store import OutputFolder, output_errors
+from vsim_fast.store import OutputFolder
 
 
 class ValidationRun(BaseModel):
@@ -97,9 +96,7 @@ def validate_metrics(
     result = Validation(study=study, run=run)
     if output_dir is not None:
         with OutputFolder(Path(output_dir)) as out:
-            path = out.file("validation.json")
-            with output_errors(path):
-                path.write_text(json.dumps(result.as_dict(), indent=2, allow_nan=False), encoding="utf-8")
+            out.write_json("validation.json", result.as_dict())
     return result
 
 
@@ -145,5 +142,4 @@ class _Measure:
         with self.timings.stage("encode"):
             tokens = self.encoder.forward_in_batches(pixels)
         with self.timings.stage("compare"):
-            token = tokens.cls if self.encoder.has_cls_token else None
-            return tokens.patches, pooled_embedding(tokens.patches, token, pooling=self.pooling)
+            return tokens.patches, frame_embeddings(self.encoder, tokens.patches, tokens.cls, self.pooling)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from typing import Any
 
@@ -38,11 +37,8 @@ def write_outputs(
             name: column[known].tolist() if column.dtype.kind == "i" else [number(value) for value in column[known]]
             for name, column in table.items()
         }
-        out.file("frames.json").write_text(
-            json.dumps(columns | {"sticks_out": stick_out[known].tolist()}, allow_nan=False), encoding="utf-8"
-        )
-        content = [result.model_dump(mode="json") for result in pair.results]
-        out.file("results.json").write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
+    out.write_json("frames.json", columns | {"sticks_out": stick_out[known].tolist()}, indent=None)
+    out.write_json("results.json", [result.model_dump(mode="json") for result in pair.results])
     grid = comparing.encoder.grid
     for rank, row in enumerate(worst.tolist(), 1):
         if result.worst_frames[rank - 1].picture is not None:
@@ -80,10 +76,8 @@ def write_outputs(
         maps=np.stack([comparing.shown[row].distances.reshape(grid) for row in shown]) if shown else None,
     )  # fmt: skip
     write_pair_page(out.file("report.html"), page)
-    path = out.file("summary.json")
-    pair.run.outputs = out.names.copy()
-    with output_errors(path):
-        path.write_text(pair.run.model_dump_json(indent=2), encoding="utf-8")
+    pair.run.outputs = [*out.names, "summary.json"]
+    out.write_json("summary.json", pair.run.model_dump(mode="json"))
 
 
 def _pixels(jpeg: bytes) -> np.ndarray:
