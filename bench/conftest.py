@@ -143,13 +143,16 @@ class Ceilings:
     matmul_tflop_s: float
     """Square matrix product: bf16 on CUDA, fp32 on CPU."""
 
-    def compare(self, nbytes: int, flops: int, seconds: float) -> tuple[float, str, float]:
-        """(rate, unit, share of the ceiling) of whatever bounds the work: moving its bytes or doing its arithmetic."""
+    def compare(self, nbytes: int, flops: int, seconds: float) -> dict[str, Any]:
+        """Figures of a row, by whatever bounds the work: moving its bytes or doing its arithmetic."""
         moving, computing = nbytes / (self.copy_gb_s * 1e9), flops / (self.matmul_tflop_s * 1e12)
         if moving >= computing:
-            return nbytes / seconds / 1e9, "GB/s", moving / seconds
-        unit, scale = ("TFLOP/s", 1e12) if self.matmul_tflop_s > 10 else ("GFLOP/s", 1e9)
-        return flops / seconds / scale, unit, computing / seconds
+            rate, unit = nbytes / seconds / 1e9, "GB/s"
+        else:
+            unit, scale = ("TFLOP/s", 1e12) if self.matmul_tflop_s > 10 else ("GFLOP/s", 1e9)
+            rate = flops / seconds / scale
+        floor = max(moving, computing)
+        return dict(rate=rate, unit=unit, of_ceiling=floor / seconds, floor_ms=1e3 * floor)
 
 
 def measure_ceilings(recorder: Recorder) -> Ceilings:

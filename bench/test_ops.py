@@ -99,10 +99,10 @@ def test_op(case: Case, provider: str, benchmark, stopwatch, ceilings, recorder,
     finally:
         torch.set_num_threads(before)
     if own := case.cells or case.int8_operations:
-        rate, unit, of_ceiling = own / median(seconds) / 1e9, "Gcells/s" if case.cells else "GOP/s", None
+        figures = dict(rate=own / median(seconds) / 1e9, unit="Gcells/s" if case.cells else "GOP/s")
     else:
-        rate, unit, of_ceiling = ceilings.compare(case.bytes, case.flops, median(seconds))
+        figures = ceilings.compare(case.bytes, case.flops, median(seconds))
     recorder.add(
         seconds, op=case.op, provider=provider, dtype=case.dtype_name, shape=case.shape_id, baseline=case.baseline,
-        rate=rate, unit=unit, of_ceiling=of_ceiling, max_error=error, peak_mib=peak_mib, note=case.note,
+        max_error=error, peak_mib=peak_mib, note=case.note, **figures,
     )  # fmt: skip

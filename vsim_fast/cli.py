@@ -775,23 +775,35 @@ def models(
 def bench(
     show: Annotated[bool, typer.Option("--show", help="Print the recorded rows instead of measuring.")] = False,
     rows: Annotated[Path, typer.Option(help="File or folder of rows.")] = Path("bench/results"),
+    op: Annotated[str, typer.Option(help="Show only ops whose name contains this.", show_default=False)] = "",
     json_: Json = False,
 ) -> None:
     """Measured speed beside its peers: run the suite of a source checkout, or show its rows."""
     if not show:
         import subprocess
 
+        if op:
+            raise UsageError("--op chooses among recorded rows: use it with --show")
         if not Path("bench/test_ops.py").exists():
             raise UsageError("bench measures from a source checkout: run it in its root, or use --show --rows PATH")
         raise typer.Exit(subprocess.run([sys.executable, "-m", "pytest", "bench", "--rows", str(rows)]).returncode)
     from dataclasses import asdict
 
-    from vsim_fast.benchmark import latest, read_rows, table
+    from vsim_fast.benchmark import latest, named, read_rows, table, terminal_table
 
     if not rows.exists():
         raise UsageError(f"--rows must be a file or folder of benchmark rows, got {str(rows)!r}")
-    recorded = latest(read_rows(rows))
-    print(json.dumps({"rows": [asdict(row) for row in recorded]}) if json_ else table(recorded))
+    recorded = read_rows(rows)
+    try:
+        shown = named(latest(recorded), op)
+    except ValueError as error:
+        raise UsageError(f"--op: {error}") from None
+    if json_:
+        print(json.dumps({"rows": [asdict(row) for row in shown]}))
+    elif (console := _console()).is_terminal:
+        console.print(terminal_table(shown, recorded))
+    else:
+        print(table(shown, recorded))
 
 
 class _Bar:
