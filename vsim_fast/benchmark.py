@@ -164,11 +164,11 @@ BARS = (
     Bar(
         "position_similarity", "T100-P1024-D1152", "vsim_fast:triton", {"torch eager": 2.5, "torch compiled": 1.5},
         gpu="H200", p50_ms=0.11,
-    ),  # fmt: skip
+    ),
     Bar(
         "intra_frame_similarity", "T100-P1024-D1152", "vsim_fast:triton", {"torch eager": 1.4},
         gpu="H200", p50_ms=0.32,
-    ),  # fmt: skip
+    ),
     # the matrices would take 229 MiB; the results, twice 64 × 1369 values and indices, 1.7
     Bar("best_match", "B64-P1369-D768", "vsim_fast:triton", {"torch eager": 1.5}, gpu="H200", peak_mib=32),
     Bar("nv12_to_pixels", "B64-H1080-W1920-S224", "vsim_fast:triton", {"torch eager": 8}, gpu="H200", of_ceiling=0.5),
@@ -180,7 +180,7 @@ BARS = (
     Bar("dtw", "T1000-D2", "vsim_fast:cpp", {"aeon": 20, "dtaidistance": 20}),
     Bar("dtw_pairwise", "N16-T300-D768", "vsim_fast:cpp", {"aeon": 20, "dtaidistance": 20}),
     Bar("derivatives", "B64-T300-D384-S4", "vsim_fast:cpp", {"numpy": 12}),
-)
+)  # fmt: skip
 
 
 def shortfalls(row: Row, rows: Iterable[Row]) -> list[str] | None:
