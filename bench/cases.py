@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsim_fast.ops import best_cosines, cosine, dtw, dtw_pairwise, quantize_tokens, top_k
+from vsim_fast.ops import attention, best_cosines, cosine, dtw, dtw_pairwise, quantize_tokens, top_k
 from vsim_fast.ops.derivatives import reference as difference
 from vsim_fast.ops.nv12 import reference as nv12
 
@@ -45,8 +45,8 @@ class Case:
     """Other libraries on the same inputs, with a result like ours."""
     cells: int = 0
     """Of dynamic programming, in place of bytes and FLOPs as the rate of a row."""
-    int8_operations: int = 0
-    """Likewise."""
+    operations: int = 0
+    """Likewise, of int8 and bfloat16 on CPUs, whose ceiling is measured in float32."""
     ready: Callable[..., tuple] = lambda *inputs: inputs
     """The inputs as our backends take them: what a caller makes once and uses many times, untimed."""
     threads: tuple[int, ...] = ()
@@ -137,8 +137,19 @@ def best_cosines_case(N: int, Ka: int, M: int, Kb: int, D: int) -> Case:
         ready=lambda *inputs: tuple(map(quantize_tokens, inputs)),
         eager=eager_best_cosines, baseline="torch eager, one thread", threads=(1, 2), without=("reference",),
         oracle=lambda a, b: best_cosines(a.double(), b.double(), backend="reference"),
-        bytes=0, flops=0, int8_operations=2 * N * Ka * M * Kb * D,
+        bytes=0, flops=0, operations=2 * N * Ka * M * Kb * D,
         note="ours on codes quantised once, untimed; torch on bfloat16",
+    )  # fmt: skip
+
+
+def attention_case(B: int, H: int, N: int, d: int) -> Case:
+    return Case(
+        "attention", dict(B=B, H=H, N=N, d=d), torch.bfloat16,
+        draw=lambda device: tuple(torch.randn(B, N, 3, H, d, device=device).bfloat16().permute(2, 0, 3, 1, 4)),
+        eager=F.scaled_dot_product_attention, baseline="torch eager, one thread",
+        threads=(1, 2), without=("reference",),
+        oracle=lambda q, k, v: attention(q.double(), k.double(), v.double(), backend="reference"),
+        bytes=0, flops=0, operations=4 * B * H * N * N * d, note="values from a standard normal distribution",
     )  # fmt: skip
 
 
@@ -192,7 +203,7 @@ def top_k_case(device: str, Q: int, N: int, D: int, k: int) -> Case:
         return Case("top_k", shape, FP16, eager=partial(eager_top_k, k), bytes=N * D * 2, flops=2 * Q * N * D, **common)
     return Case(
         "top_k", shape, FP16, eager=FaissFlat(k, blas=True), baseline="faiss flat, matrix products",
-        peers={"faiss flat, by default": FaissFlat(k, blas=False)}, bytes=0, flops=0, int8_operations=2 * Q * N * D,
+        peers={"faiss flat, by default": FaissFlat(k, blas=False)}, bytes=0, flops=0, operations=2 * Q * N * D,
         note="error of scores; faiss on float32 vectors, its index made before; torch's threads for all", **common,
     )  # fmt: skip
 
@@ -387,6 +398,9 @@ CASES = {
         best_match_case(FP32, B=4, P=1024, D=384),
         best_cosines_case(N=5, Ka=144, M=8, Kb=312, D=384),
         best_cosines_case(N=5, Ka=144, M=128, Kb=312, D=384),
+        attention_case(B=8, H=6, N=257, d=64),
+        attention_case(B=4, H=6, N=1025, d=64),
+        attention_case(B=2, H=6, N=1370, d=64),
         top_k_case("cpu", Q=100, N=1_000_000, D=768, k=10),
         top_k_case("cpu", Q=1, N=1_000_000, D=768, k=10),
         nv12_case(FP32, B=4, H=720, W=1280, S=224),

@@ -82,6 +82,7 @@ WORKS = (
     Work("`nv12_to_pixels`, {B} frames {W} × {H} → {S}², {dtype}", "nv12_to_pixels", PIXELS, error=LEVELS),
     Work("`top_k`, queries {Q}, vectors {N} × {D}, {dtype}, best {k}", "top_k", OURS),
     Work("`best_cosines`, {N} × {Ka} tokens and {M} × {Kb}, {D} numbers", "best_cosines", CORES),
+    Work("`attention`, {B} × {H} heads of {N} × {d}, {dtype}", "attention", CORES),
     Work("`derivatives`, {B} videos of {T} × {D}, {S} windows", "derivatives", OURS),
     Work(
         "`dtw_pairwise`, {N} × {T} × {D}, all pairs", "dtw_pairwise", (Ours(("vsim_fast:cuda",)), *CORES),

@@ -98,7 +98,7 @@ def test_op(case: Case, provider: str, benchmark, stopwatch, ceilings, recorder,
         seconds, peak_mib = stopwatch(benchmark, call, given)
     finally:
         torch.set_num_threads(before)
-    if own := case.cells or case.int8_operations:
+    if own := case.cells or case.operations:
         figures = dict(rate=own / median(seconds) / 1e9, unit="Gcells/s" if case.cells else "GOP/s")
     else:
         figures = ceilings.compare(case.bytes, case.flops, median(seconds))

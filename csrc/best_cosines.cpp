@@ -1,7 +1,5 @@
 #include "best_cosines.h"
 
-#include <memory>
-
 #include "parallel.h"
 #include "simd.h"
 
@@ -28,12 +26,10 @@ void best_cosines_cpu(const BestCosinesArgs& args, Simd simd, int64_t threads) {
   // An item packs a frame of b once for all its frames of a: as few items as keep the threads evenly busy.
   const int64_t wanted = threads == 1 ? 1 : (4 * threads + args.M - 1) / args.M;
   const int64_t parts = wanted < args.N ? wanted : args.N;
-  const size_t bytes = (best_cosines_scratch(args) + 63) / 64 * 64 + 64;  // plus a cache line between threads
-  const std::unique_ptr<char[]> scratch(new char[threads * bytes + 64]);
-  char* aligned = scratch.get() + (64 - reinterpret_cast<uintptr_t>(scratch.get()) % 64);
+  const Scratch scratch(best_cosines_scratch(args), threads);
   parallel_for(args.M * parts, threads, [&](int64_t item, int64_t thread) {
     const int64_t m = item / parts, part = item % parts;
-    kernel(args, m, part * args.N / parts, (part + 1) * args.N / parts, aligned + thread * bytes);
+    kernel(args, m, part * args.N / parts, (part + 1) * args.N / parts, scratch.of(thread));
   });
 }
 

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "attention.h"
 #include "best_cosines.h"
 #include "derivatives.h"
 #include "dtw_cpu.h"
@@ -35,6 +36,30 @@ void check_shape(const char* name, const Array<T>& array, std::initializer_list<
     const auto got = py::str(py::tuple(array.attr("shape"))).cast<std::string>();
     throw std::invalid_argument(std::string(name) + " must have shape " + want + "), got " + got);
   }
+}
+
+using Strided = py::array_t<uint16_t, 0>;  // bits of bfloat16, in any layout
+
+vsim::Heads heads_of(const char* name, const Strided& x) {
+  if (x.ndim() != 4) throw std::invalid_argument(std::string(name) + " must be [B, H, N, d]");
+  if (x.shape(3) > 1 && x.strides(3) != 2)
+    throw std::invalid_argument(std::string(name) + " must have the numbers of a token side by side");
+  return {reinterpret_cast<char*>(const_cast<uint16_t*>(x.data())), x.strides(0), x.strides(1), x.strides(2)};
+}
+
+void attention(const Strided& q, const Strided& k, const Strided& v, Strided& out, float scale, int64_t threads) {
+  const vsim::AttentionArgs args{heads_of("q", q), heads_of("k", k), heads_of("v", v), heads_of("out", out),
+                                 q.shape(0), q.shape(1), q.shape(2), k.shape(2), q.shape(3), scale};
+  for (int axis = 0; axis < 4; ++axis) {
+    const int64_t size = axis == 2 ? args.Nk : q.shape(axis);
+    if (k.shape(axis) != size || v.shape(axis) != size || out.shape(axis) != q.shape(axis))
+      throw std::invalid_argument("q and out, and k and v, must have one shape each, and all the same B, H and d");
+  }
+  if (args.Nk < 1 || args.d < 1) throw std::invalid_argument("k must have at least one token and d >= 1");
+  if (!(scale > 0)) throw std::invalid_argument("scale must be positive, got " + std::to_string(scale));
+  if (!vsim::usable_bf16()) throw std::runtime_error("attention on bfloat16 needs a CPU with avx512_bf16");
+  py::gil_scoped_release release;
+  vsim::attention_cpu(args, threads);
 }
 
 void best_cosines(const Array<int8_t>& a, const Array<float>& a_scales, const Array<int8_t>& b, const Array<float>& b_scales,
@@ -306,6 +331,9 @@ PYBIND11_MODULE(_C, m) {
     return names;
   }, "Instruction sets this build holds and this CPU runs, slowest first.");
   m.def("build_info", &build_info, "Compiler, CUDA version and GPU architectures of this build.");
+  m.def("attention", &attention, "q"_a.noconvert(), "k"_a.noconvert(), "v"_a.noconvert(), "out"_a.noconvert(), "scale"_a,
+        "threads"_a = 0);
+  m.attr("has_bfloat16") = vsim::usable_bf16();
   m.def("best_cosines", &best_cosines, "a"_a.noconvert(), "a_scales"_a.noconvert(), "b"_a.noconvert(),
         "b_scales"_a.noconvert(), "a_in_b"_a.noconvert(), "b_in_a"_a.noconvert(), "threads"_a = 0, "simd"_a = "");
   m.def("derivatives", &derivatives, "x"_a.noconvert(), "windows"_a.noconvert(), "counts"_a.noconvert(),

@@ -1,7 +1,9 @@
 // Independent items over plain threads. Each item is computed by one thread, so results do not depend on their number.
 #pragma once
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -14,6 +16,20 @@ inline int64_t thread_count(int64_t wanted, int64_t items, int64_t work, int64_t
   const int64_t useful = items < work / grain ? items : work / grain;
   return useful < 1 || wanted < 1 ? 1 : (wanted < useful ? wanted : useful);
 }
+
+// Memory for each thread, aligned to 64 bytes and apart from the others' by a cache line.
+class Scratch {
+ public:
+  Scratch(size_t bytes, int64_t threads) : bytes_((bytes + 127) / 64 * 64), memory_(new char[threads * bytes_ + 64]) {}
+  void* of(int64_t thread) const {
+    char* start = memory_.get();
+    return start + (64 - reinterpret_cast<uintptr_t>(start) % 64) + thread * bytes_;
+  }
+
+ private:
+  size_t bytes_;
+  std::unique_ptr<char[]> memory_;
+};
 
 // body(item, thread) for every item in [0, items); body must not throw.
 template <class Body>

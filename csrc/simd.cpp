@@ -32,6 +32,15 @@ bool usable_vnni() {
 #endif
 }
 
+bool usable_bf16() {
+#if defined(VSIM_X86)
+  __builtin_cpu_init();
+  return usable_simd().back() == Simd::avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 Simd choose_simd(const std::string& name) {
   const auto usable = usable_simd();
   if (name.empty()) return usable.back();

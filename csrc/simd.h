@@ -18,4 +18,7 @@ Simd choose_simd(const std::string& name);
 // Whether this CPU, where it runs Simd::avx512, has the int8 dot products too: all but the first few do.
 bool usable_vnni();
 
+// Whether this CPU runs Simd::avx512 and multiplies bfloat16, too.
+bool usable_bf16();
+
 }  // namespace vsim

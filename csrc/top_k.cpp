@@ -29,20 +29,6 @@ auto kernel_for(Simd simd) {
 
 int64_t queries_at_once(int64_t D) { return std::max<int64_t>(64, kPanelBytes / (2 * D) / 64 * 64); }
 
-// Scratch of each thread, apart from the others' by a cache line.
-class Scratch {
- public:
-  Scratch(size_t bytes, int64_t threads) : bytes_((bytes + 127) / 64 * 64), memory_(new char[threads * bytes_ + 64]) {}
-  void* of(int64_t thread) const {
-    char* start = memory_.get();
-    return start + (64 - reinterpret_cast<uintptr_t>(start) % 64) + thread * bytes_;
-  }
-
- private:
-  size_t bytes_;
-  std::unique_ptr<char[]> memory_;
-};
-
 // The first of the vectors reported as bad.
 class FirstBad {
  public:

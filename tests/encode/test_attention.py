@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import _get_current_function_mode
 
-from vsim_fast.encode.attention import AttentionTap, attention_row
+from vsim_fast import ops
+from vsim_fast.encode.attention import AttentionTap, CoreAttention, attention_row
 
 
 def full_map(q, k, scale):
@@ -56,3 +57,55 @@ def test_tap_survives_running_out_of_memory_inside_the_layer():
     assert _get_current_function_mode() is None, "the tap left its mode behind"
     layer(torch.randn(1, 1, 5, 8))
     assert tap.take().shape == (1, 5)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Shapes of the queries that `ops.attention` was called with."""
+    shapes, real = [], ops.attention
+
+    def spy(q, k, v, **options):
+        shapes.append(q.shape)
+        return real(q, k, v, **options)
+
+    monkeypatch.setattr(ops, "attention", spy)
+    return shapes
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda q, k: F.scaled_dot_product_attention(q, k, k),
+        lambda q, k: F.scaled_dot_product_attention(query=q, key=k, value=k, attn_mask=None, dropout_p=0.0),
+        lambda q, k: F.scaled_dot_product_attention(q, k, k, None, 0.0, False, scale=0.3),
+    ],
+)
+def test_plain_attention_goes_to_the_core(call, seen):
+    q, k = torch.randn(2, 3, 7, 8).bfloat16(), torch.randn(2, 3, 9, 8).bfloat16()
+    plain = call(q, k)
+    with CoreAttention():
+        assert_matches_reference(call(q, k), plain, dtype=torch.bfloat16, atol=2e-2)
+    assert seen == [(2, 3, 7, 8)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(attn_mask=torch.zeros(7, 7).bfloat16()), dict(is_causal=True), dict(dropout_p=1e-9), dict(enable_gqa=True)],
+    ids=lambda options: next(iter(options)),
+)
+def test_other_attention_stays_torch_s(options, seen):
+    q = torch.randn(1, 4, 7, 8).bfloat16()
+    k = torch.randn(1, 2 if "enable_gqa" in options else 4, 7, 8).bfloat16()
+    plain = F.scaled_dot_product_attention(q, k, k, **options)
+    with CoreAttention():
+        assert torch.equal(F.scaled_dot_product_attention(q, k, k, **options), plain)
+        F.scaled_dot_product_attention(q[0], q[0], q[0])  # three axes
+    assert not seen
+
+
+def test_a_tapped_layer_goes_to_the_core_too(seen):
+    layer, x = Layer(), torch.randn(2, 3, 5, 8).bfloat16()
+    tap = AttentionTap(layer)
+    with CoreAttention():
+        layer(x)
+    assert len(seen) == 1 and tap.take().shape == (2, 5)

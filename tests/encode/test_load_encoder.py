@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from vsim_fast import ops
 from vsim_fast.encode import known_encoders, load_encoder
 from vsim_fast.encode.network import candidate_dtypes, check_image_size
 from vsim_fast.encode.spec import Spec
@@ -75,6 +76,17 @@ def test_crop_takes_the_models_own_fraction():
     assert load_encoder(TINY, "cpu", "float32").preprocess.crop_fraction == 1.0
     crop = load_encoder(TINY, "cpu", "float32", fit="crop").preprocess
     assert (crop.fit, crop.size, crop.crop_fraction) == ("crop", (160, 160), 0.95)
+
+
+def test_the_core_computes_attention_where_it_is_faster(monkeypatch):
+    layers, real = [], ops.attention
+    monkeypatch.setattr(ops, "attention", lambda *qkv, **options: (layers.append(0), real(*qkv, **options))[1])
+    for faster in (True, False):
+        monkeypatch.setattr("vsim_fast.encode.network.core_is_faster", lambda device, dtype, faster=faster: faster)
+        encoder = load_encoder(TINY, "cpu", "bfloat16", 64)
+        layers.clear()
+        encoder.forward(torch.randn(1, 3, 64, 64).bfloat16())
+        assert len(layers) == (len(encoder.network.blocks) if faster else 0)
 
 
 def test_auto_precision_measures_bfloat16_before_taking_it(monkeypatch):

@@ -1,4 +1,4 @@
-"""One attention row of one layer, taken from the q and k that the layer hands to its fused attention."""
+"""What is done to the fused attention of a network: one row of one layer is kept, and the core takes its place."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+
+from vsim_fast import ops
 
 CLS_ROW = "CLS-row attention of the last layer, mean over heads"
 PROBE_ROW = "attention of the pooling head's probe over the patches, mean over heads"
@@ -80,6 +82,24 @@ class _SeeAttention(TorchFunctionMode):
             q, k = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(("query", "key")))
             self.kept.row = attention_row(q, k, query=self.query, scale=kwargs.get("scale"))
         return func(*args, **kwargs)
+
+
+class CoreAttention(TorchFunctionMode):
+    """While it is entered, attention without a mask is that of `vsim_fast.ops`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        plain = _plain(*args, **kwargs) if func is scaled_dot_product_attention else None
+        return func(*args, **kwargs) if plain is None else ops.attention(*plain[:3], scale=plain[3])
+
+
+def _plain(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, float | None] | None:  # fmt: skip
+    """(q, k, v, scale) of a call that `ops.attention` serves, else None."""
+    same = query.ndim == 4 and query.shape[:2] == key.shape[:2] and key.shape == value.shape
+    return (query, key, value, scale) if same and attn_mask is None and not dropout_p and not is_causal else None
 
 
 class ProbeTap:

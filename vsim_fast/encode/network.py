@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vsim_fast.encode.attention import AttentionTap, ProbeTap
+from vsim_fast.encode.attention import AttentionTap, CoreAttention, ProbeTap
 from vsim_fast.encode.base import Encoder, Preprocess, Tokens
 from vsim_fast.encode.checkpoint import weights_digest
 from vsim_fast.encode.spec import Spec
 from vsim_fast.errors import DeviceError, UsageError
+from vsim_fast.ops.attention import core_is_faster
 from vsim_fast.processor import cpu_has_bfloat16
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -108,7 +110,8 @@ class NetworkEncoder(Encoder):
         """Hook `self.network` and set `attention_kind`; called once, when the network is settled."""
 
     def forward(self, pixels: Tensor) -> Tokens:
-        patches, cls = self.tokens(pixels)
+        with _attention(pixels):
+            patches, cls = self.tokens(pixels)
         return Tokens(patches, cls, self._tap.take()[:, -patches.shape[1] :])  # prefix tokens come first
 
     def settle(self, device: torch.device, dtypes: list[torch.dtype]) -> NetworkEncoder:
@@ -148,12 +151,18 @@ class NetworkEncoder(Encoder):
         )
         frame[..., side // 3 :] -= 0.7
         device = next(self.network.parameters()).device
-        patches, _ = self.tokens(frame.clamp(-2, 2).to(device, dtype))
+        pixels = frame.clamp(-2, 2).to(device, dtype)
+        with _attention(pixels):
+            patches, _ = self.tokens(pixels)
         unit = nn.functional.normalize(patches[0].float(), dim=-1)
         return unit @ unit.T
 
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "cosine_error": self.cosine_error}
+
+
+def _attention(pixels: Tensor) -> AbstractContextManager:
+    return CoreAttention() if core_is_faster(pixels.device, pixels.dtype) else nullcontext()
 
 
 def cast(network: nn.Module, dtype: torch.dtype) -> list[tuple[dict, str, Tensor]]:

@@ -3,6 +3,7 @@
 Every op is one public function with a plain-torch reference and faster backends behind one dispatch table.
 """
 
+from vsim_fast.ops.attention import attention
 from vsim_fast.ops.best_cosines import BestCosines, QuantizedTokens, best_cosines, quantize_tokens
 from vsim_fast.ops.cosine import best_match, frame_similarity, intra_frame_similarity, position_similarity
 from vsim_fast.ops.derivatives import Derivatives, derivatives
@@ -19,6 +20,7 @@ __all__ = [
     "QuantizedTokens",
     "TopK",
     "WarpingPath",
+    "attention",
     "best_cosines",
     "best_match",
     "derivatives",

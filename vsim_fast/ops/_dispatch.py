@@ -13,6 +13,7 @@ IMPLS = {  # op -> backend -> module under vsim_fast.ops
     "intra_frame_similarity": {"triton": "cosine.triton_impl", "reference": "cosine.reference"},
     "frame_similarity": {"triton": "cosine.triton_impl", "reference": "cosine.reference"},
     "best_match": {"triton": "cosine.triton_impl", "reference": "cosine.reference"},
+    "attention": {"cpp": "attention.native_impl", "reference": "attention.reference"},
     "best_cosines": {"cpp": "best_cosines.native_impl", "reference": "best_cosines.reference"},
     "top_k": {"triton": "top_k.triton_impl", "cpp": "top_k.native_impl", "reference": "top_k.reference"},
     "pairs_above": {"cpp": "top_k.native_impl", "reference": "top_k.reference"},
