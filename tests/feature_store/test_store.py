@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -272,6 +273,23 @@ def test_embeddings_are_mapped_from_one_file_that_grows(folder, store):
         features = {"embedding": tensors(9)["embedding"]}
         store.record([Done(key_of(1), "/videos/1.mp4", {}, store.write_features(key_of(1), features, {}))])
     np.testing.assert_array_equal(Store(folder).embeddings()[1], given([3, 9, 2]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mappings are listed on Linux")
+def test_gathering_embeddings_holds_no_file_mapped(folder, store, monkeypatch):
+    """A process may hold some 65,000 mappings; the next feature file would seem damaged."""
+    from vsim_fast.feature_store import embeddings
+
+    mapped, stacked = [], embeddings._stacked
+
+    def spy(rows, *width):
+        mapped.append(Path("/proc/self/maps").read_text().count(str(folder / "features")))
+        return stacked(rows, *width)
+
+    monkeypatch.setattr(embeddings, "_stacked", spy)
+    store.record([done(store, n) for n in range(5)])
+    store.flush()
+    assert store.embeddings()[1].shape[0] == 5 and mapped and set(mapped) == {0}
 
 
 @pytest.mark.parametrize("harm", ["rows cut off", "lines cut off", "no rows", "garbage"])

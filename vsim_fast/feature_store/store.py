@@ -684,7 +684,7 @@ class Store:
 
     def _embedding(self, file: str) -> np.ndarray | None:
         try:
-            return FeatureReader(self.folder / file).arrays(["embedding"])["embedding"]
+            return FeatureReader(self.folder / file).arrays(["embedding"], mmap=False)["embedding"]
         except (DamagedFeatures, KeyError) as error:
             self.notes.append(f"no embedding: {error}")
             return None
