@@ -52,17 +52,17 @@ void multiply(const uint32_t* rows, int64_t row_words, int64_t count, const uint
     tile<Onto, G>(rows + r * row_words, row_words, panel, depth, out + r * out_row, out_row);
 }
 
-// 2^x for x near 0 and below, by a polynomial fitted on [-1/2, 1/2], off by 7.5e-5 of it; 0 below -126, NaN for NaN.
-VSIM_INLINE Vec power_of_two(Vec x) {
-  const Vec magic = 0x1.8p23f - Vec{};  // adding it rounds to a whole number, which then is in the low bits
-  const Vec shifted = x + magic, f = x - (shifted - magic);
-  const Uint exponent = ((Uint)shifted << 23) + (Uint)(1.0f - Vec{});
-  const Vec p = ((0.055171624f * f + 0.24261113f) * f + 0.69326097f) * f + 0.99992806f;
-  return x < -126.0f ? Vec{} : p * (Vec)exponent;
+// 2^x by a polynomial fitted to it on [0, 1), off by 7.5e-5 of it; NaN for NaN.
+VSIM_INLINE __m512 power_of_two(__m512 x) {
+  const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
+  __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(0.078024514f), f, _mm512_set1_ps(0.22606717f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69583356f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.9999252f));
+  return _mm512_scalef_ps(p, x);  // p * 2^floor(x)
 }
 
-VSIM_INLINE void store_rounded(void* to, Vec x) {
-  const __m256bh numbers = _mm512_cvtneps_pbh((__m512)x);
+VSIM_INLINE void store_rounded(void* to, __m512 x) {
+  const __m256bh numbers = _mm512_cvtneps_pbh(x);
   __builtin_memcpy(to, &numbers, sizeof numbers);
 }
 
@@ -121,24 +121,24 @@ void pack(const AttentionArgs& g, const char* k, const char* v, const Space& z) 
 }
 
 // Scores of one query to weights, of which the largest is 1, in place; returns one over their sum.
-float soften(const AttentionArgs& g, float* row) {
-  const int64_t columns = whole(g.Nk, L);
+float soften(const AttentionArgs& g, float* row, int64_t columns) {
   for (int64_t j = g.Nk; j < columns; ++j) row[j] = -__builtin_inff();
-  Vec most = load(row);
-  for (int64_t j = L; j < columns; j += L) {
-    const Vec x = load(row + j);
-    most = x > most ? x : most;
-  }
-  float top = most[0];
-  for (int64_t i = 1; i < L; ++i) top = most[i] > top ? most[i] : top;
-  const float slope = g.scale * 1.44269504f, shift = top * slope;
-  Vec sum{};
-  for (int64_t j = 0; j < columns; j += L) {
-    const Vec weight = power_of_two(load(row + j) * slope - shift);
-    sum += weight;
-    store_rounded(reinterpret_cast<char*>(row) + 2 * j, weight);  // behind what is still to be read
-  }
-  return 1.0f / total<L>(sum);
+  __m512 most[kGroups], sum[kGroups];  // each waits for the one before it: several take turns
+  for (int c = 0; c < kGroups; ++c) most[c] = _mm512_loadu_ps(row + c * L);
+  for (int64_t j = kWide; j < columns; j += kWide)
+    for (int c = 0; c < kGroups; ++c) most[c] = _mm512_max_ps(_mm512_loadu_ps(row + j + c * L), most[c]);
+  for (int c = 1; c < kGroups; ++c) most[0] = _mm512_max_ps(most[0], most[c]);
+  const float scale = g.scale * 1.44269504f;
+  const __m512 slope = _mm512_set1_ps(scale), shift = _mm512_set1_ps(_mm512_reduce_max_ps(most[0]) * scale);
+  for (int c = 0; c < kGroups; ++c) sum[c] = _mm512_setzero_ps();
+  for (int64_t j = 0; j < columns; j += kWide)
+    for (int c = 0; c < kGroups; ++c) {
+      const __m512 weight = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(row + j + c * L), slope, shift));
+      sum[c] = _mm512_add_ps(sum[c], weight);
+      store_rounded(reinterpret_cast<char*>(row) + 2 * (j + c * L), weight);  // behind what is still to be read
+    }
+  for (int c = 1; c < kGroups; ++c) sum[0] = _mm512_add_ps(sum[0], sum[c]);
+  return 1.0f / _mm512_reduce_add_ps(sum[0]);
 }
 
 // `count` queries of one head, at most kBlock; up to a whole number of kRows the last is computed again.
@@ -150,7 +150,7 @@ void block(const AttentionArgs& g, const char* q, char* out, int64_t count, cons
     multiply<false>(z.queries, z.d_words, rows, z.keys + first * z.d_words, z.d_words, z.scores + first, z.k_columns,
                     g.Nk - first);
   float inverse[kBlock];
-  for (int64_t r = 0; r < rows; ++r) inverse[r] = soften(g, z.scores + r * z.k_columns);
+  for (int64_t r = 0; r < rows; ++r) inverse[r] = soften(g, z.scores + r * z.k_columns, z.k_columns);
   for (int64_t i = 0; i < rows * z.d_columns; ++i) z.sums[i] = 0;
   const uint32_t* weights = reinterpret_cast<const uint32_t*>(z.scores);
   for (int64_t column = 0; column < g.d; column += kWide)
@@ -161,10 +161,10 @@ void block(const AttentionArgs& g, const char* q, char* out, int64_t count, cons
     const float* sums = z.sums + r * z.d_columns;
     char* token = out + r * g.out.token;
     int64_t i = 0;
-    for (; i + L <= g.d; i += L) store_rounded(token + 2 * i, load(sums + i) * inverse[r]);
+    for (; i + L <= g.d; i += L) store_rounded(token + 2 * i, (__m512)(load(sums + i) * inverse[r]));
     if (i < g.d) {
       uint16_t numbers[L];
-      store_rounded(numbers, load(sums + i) * inverse[r]);
+      store_rounded(numbers, (__m512)(load(sums + i) * inverse[r]));
       __builtin_memcpy(token + 2 * i, numbers, 2 * (g.d - i));
     }
   }
