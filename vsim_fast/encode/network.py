@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from vsim_fast.encode.attention import AttentionTap, ProbeTap
 from vsim_fast.encode.base import Encoder, Preprocess, Tokens
 from vsim_fast.encode.checkpoint import weights_digest
+from vsim_fast.encode.execution import CapturedForward, compile_blocks
 from vsim_fast.encode.spec import Spec
 from vsim_fast.errors import DeviceError, UsageError
 from vsim_fast.processor import cpu_has_bfloat16
@@ -91,6 +93,7 @@ class NetworkEncoder(Encoder):
     network: nn.Module
     cosine_error: float | None = None
     _tap: AttentionTap | ProbeTap
+    _run: Callable[[Tensor], Tokens]
 
     def __init__(self, spec: Spec, network: nn.Module, preprocess: Preprocess, *, patch_size: int, dim: int):
         self.spec, self.random_weights = str(spec), spec.random
@@ -104,14 +107,21 @@ class NetworkEncoder(Encoder):
         """(patches [B, P, D], cls [B, D] or None) of pixels [B, 3, H, W] of any size in whole patches."""
 
     @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer blocks, in order."""
+
+    @abstractmethod
     def tap(self) -> AttentionTap | ProbeTap:
         """Hook `self.network` and set `attention_kind`; called once, when the network is settled."""
 
     def forward(self, pixels: Tensor) -> Tokens:
+        return self._run(pixels)
+
+    def _forward(self, pixels: Tensor) -> Tokens:
         patches, cls = self.tokens(pixels)
         return Tokens(patches, cls, self._tap.take()[:, -patches.shape[1] :])  # prefix tokens come first
 
-    def settle(self, device: torch.device, dtypes: list[torch.dtype]) -> NetworkEncoder:
+    def settle(self, device: torch.device, dtypes: list[torch.dtype], execution: str = "eager") -> NetworkEncoder:
         """Move to `device`, in the first of `dtypes` whose patch cosines stay within COSINE_BOUND of float32.
 
         The last (or only) dtype is taken unchecked. The check encodes one generated frame of 8×8 patches in both
@@ -133,6 +143,11 @@ class NetworkEncoder(Encoder):
                 table[name] = tensor
         self.device, self.dtype = device, dtype
         self._tap = self.tap()
+        self.execution, self._run = execution, self._forward
+        if "compiled" in execution:
+            compile_blocks(self.blocks())
+        if "graphs" in execution:
+            self._run = CapturedForward(self._forward, lambda: self.batch_size)
         self.id = f"{self._stem}.{self.preprocess.size[0]}px.{str(dtype).removeprefix('torch.')}"
         if device.type == "cpu":
             self.batch_size = CPU_BATCH_SIZE
