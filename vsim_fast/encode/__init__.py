@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
 def load_encoder(
     spec: str,
     device: str | torch.device = "auto",
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "float16", "float8"] = "auto",
     image_size: int | None = None,
     *,
     execution: Literal["eager", "compiled", "graphs", "compiled+graphs"] = "eager",
@@ -41,7 +41,8 @@ def load_encoder(
         spec: one of the forms in `spec.KINDS`. The hub is asked only where it names a hub model.
         device: "auto" (CUDA where there is one, else the CPU), "cpu", "cuda", "cuda:N", "mps".
         precision: "auto" takes float16 (then bfloat16) on CUDA and bfloat16 on CPUs that have it natively, each only
-            if a load-time check finds its patch cosines within 8e-3 of float32; a named one is taken as it is.
+            if a load-time check finds its patch cosines within 8e-3 of float32; a named one is taken as it is. "float8"
+            (CUDA of capability 8.9) multiplies so in the linear layers of the transformer blocks, all else is bfloat16.
             `builtin` has no check: "auto" is float16 on CUDA, else float32.
         image_size: pixels per side, a multiple of the patch size; None is the model's own.
         execution: "eager" runs operator by operator. "compiled" has torch.compile fuse what lies between the matrix
@@ -65,7 +66,9 @@ def load_encoder(
     target = resolve_device(device)
     dtypes = candidate_dtypes(precision, target)
     if parsed.kind == "builtin" and execution != "eager":
-        raise UsageError(f"execution: builtin has no network to compile or record, it takes eager only, got {execution!r}")
+        raise UsageError(f"execution: builtin has no network to compile or record; it takes eager, got {execution!r}")
+    if parsed.kind == "builtin" and precision == "float8":
+        raise UsageError("precision: builtin has no linear layers for float8; it takes float32, bfloat16, float16")
     check_execution(execution, target)
     try:
         module = import_module(f"vsim_fast.encode.{KINDS[parsed.kind].module}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from functools import cache, partial
 from types import FunctionType
 from typing import Any
@@ -44,11 +43,11 @@ def _probe(x: Tensor) -> Tensor:
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
-    """Have blocks of one kind run compiled, in place; they share what is compiled, for their weights are arguments of it.
+    """Have blocks run compiled, in place; those of a kind share what is compiled: their weights are arguments of it.
 
-    Blocks with hooks stay as they are: what watches the attention call inside one cannot be compiled with it.
-    torch compiles at the first call for that batch size, at the second size for all sizes but 1, again for 1, and anew
-    where torch's number of threads differs. Calls from several threads are fine.
+    A block with hooks stays as it is: what watches the attention call inside it cannot be compiled with it. torch
+    compiles at the first call for that batch size, at the second size for all sizes but 1, again for 1, and anew where
+    torch's number of threads differs. Calls from several threads are fine.
     """
     compiled: dict[type, Callable] = {}
     for block in blocks:
@@ -62,9 +61,8 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
 def _compiled(function: FunctionType) -> Callable:
     """`function` compiled whole. What torch compiles is kept, and counted against its limit, by code object: a copy
     keeps the blocks of this network apart from those of any other of the same class."""
-    copy = FunctionType(
-        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
-    )
+    code, names, closure = function.__code__.replace(), function.__globals__, function.__closure__
+    copy = FunctionType(code, names, function.__name__, function.__defaults__, closure)
     copy.__kwdefaults__ = function.__kwdefaults__
     inner = torch.compile(copy, fullgraph=True)
 
@@ -94,8 +92,8 @@ class CapturedForward:
     """A forward pass, recorded once per batch size as a CUDA graph and replayed.
 
     A batch is padded to the next power of two, at most `most()`, so that few graphs serve all sizes; what is padded is
-    cut off. Replay is on the current stream. The tokens that a call returns are copies: the next call leaves them alone.
-    Calls from several threads and streams follow each other.
+    cut off. Replay is on the current stream. The tokens that a call returns are copies, which the next call leaves
+    alone. Calls from several threads and streams follow each other.
 
     Args:
         forward: pixels [B, 3, H, W] to tokens; must not synchronise or copy from pageable memory.
@@ -103,9 +101,7 @@ class CapturedForward:
         capture: `capture_on_cuda`, or what stands in for it in a test.
     """
 
-    def __init__(
-        self, forward: Callable[[Tensor], Tokens], most: Callable[[], int], capture: Callable | None = None
-    ):
+    def __init__(self, forward: Callable[[Tensor], Tokens], most: Callable[[], int], capture: Callable | None = None):
         self._forward, self._most, self._capture = forward, most, capture or capture_on_cuda
         self._captured: dict[tuple, Captured] = {}
         self._lock = threading.Lock()
@@ -133,8 +129,8 @@ class CapturedForward:
                 if isinstance(cause, torch.OutOfMemoryError):
                     raise cause from None
             raise DeviceError(
-                f"execution graphs: the forward pass of {size} frames cannot be captured: {_reason(error)}; use eager or "
-                "compiled"
+                f"execution graphs: the forward pass of {size} frames cannot be captured: {_reason(error)}; "
+                "use eager or compiled"
             ) from error
 
 
