@@ -72,20 +72,27 @@ def test_compiled_tokens_and_attention_match_eager(name, dtype, tmp_path):
     eager, compiled = (small(name, dtype, mode, tmp_path) for mode in ("eager", "compiled"))
     assert compiled.id == eager.id
     assert (eager.describe()["execution"], compiled.describe()["execution"]) == ("eager", "compiled")
-    for frames in (3, 2):  # the second size makes the batch a variable of what is compiled
+    for frames in (3, 2):
         pixels = torch.randn(frames, 3, SIDE, SIDE).to(dtype)
         same_tokens(compiled.forward_in_batches(pixels), eager.forward_in_batches(pixels), dtype)
 
 
 def test_all_blocks_but_the_tapped_one_share_what_is_compiled(monkeypatch):
-    made = []
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **options: made.append(f) or real(f, backend="eager", **options))
+    made, compiled, real = [], [], torch.compile
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda f, **options: made.append(f) or real(f, backend=backend, **options))
     encoder = small(DINOV2, torch.float32, "compiled")
     *others, last = encoder.blocks()
     assert len(made) == 1 and all(hasattr(block.forward, "func") for block in others)
     assert not hasattr(last.forward, "func"), "the attention row is taken in an eager block"
     assert made[0].__code__ is not type(last).forward.__code__, "another model's sizes count against another limit"
+    for frames in (3, 2, 5):
+        encoder.forward_in_batches(torch.randn(frames, 3, SIDE, SIDE))
+    assert len(compiled) == 1, "all batch sizes share what is compiled, too"
 
 
 def test_compiled_blocks_run_in_several_threads():
@@ -246,6 +253,20 @@ def test_graphs_on_cuda_match_eager(mode):
 # ---- float8 ----
 
 
+def emulated_product(a, b, *, scale_a, scale_b, bias, out_dtype, use_fast_accum):
+    product = (a.float() @ b.float()) * scale_a * scale_b
+    return (product if bias is None else product + bias).to(out_dtype)
+
+
+@pytest.fixture
+def row_scales(monkeypatch):
+    """`torch._scaled_mm` with a scale per row on the CPU, emulated where this torch has it on CUDA alone."""
+    try:
+        Float8Linear(nn.Linear(16, 16), torch.bfloat16)(torch.zeros(2, 16))
+    except RuntimeError:
+        monkeypatch.setattr(torch, "_scaled_mm", emulated_product)
+
+
 @pytest.mark.parametrize("shape", [(5, 32), (2, 3, 48)])
 def test_quantised_rows_are_near_and_use_the_whole_range(shape):
     x = torch.randn(shape) * torch.logspace(-4, 4, shape[-2])[:, None]
@@ -257,7 +278,7 @@ def test_quantised_rows_are_near_and_use_the_whole_range(shape):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_float8_linear_is_the_product_of_the_quantised(bias):
+def test_float8_linear_is_the_product_of_the_quantised(bias, row_scales):
     linear, x = nn.Linear(64, 48, bias=bias), torch.randn(2, 7, 64, dtype=torch.bfloat16)
     (w, ws), (rows, rs) = quantised(linear.weight), quantised(x)
     exact = (rows.double() * rs.double()) @ (w.double() * ws.double()).T + (linear.bias.bfloat16() if bias else 0)
@@ -276,7 +297,7 @@ def test_quantise_linears_leaves_odd_sizes_and_subclasses():
 
 
 @pytest.mark.parametrize("name", [DINOV2, DINOV3, EVA])
-def test_float8_encoders_are_near_float32_and_other(name):
+def test_float8_encoders_are_near_float32_and_other(name, row_scales):
     exact, low = small(name, torch.float32), small(name, FLOAT8)
     assert low.id == exact.id.replace("float32", "float8") and low.describe()["dtype"] == "float8"
     assert any(isinstance(module, Float8Linear) for module in low.network.modules())
@@ -284,3 +305,15 @@ def test_float8_encoders_are_near_float32_and_other(name):
     pixels = torch.randn(2, 3, SIDE, SIDE)
     got, expected = low.forward_in_batches(pixels.to(low.dtype)), exact.forward_in_batches(pixels)
     assert_matches_reference(cosines(got.patches), cosines(expected.patches), dtype=FLOAT8, atol=0.1)
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("mode", ["eager", "compiled", "compiled+graphs"])
+def test_float8_on_cuda_is_near_the_emulated_product(mode, monkeypatch):
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("float8 needs compute capability 8.9")
+    spec, pixels = "timm:vit_tiny_patch16_224@random", torch.randn(3, 3, 64, 64, device="cuda").bfloat16()
+    got = load_encoder(spec, "cuda", "float8", 64, execution=mode).forward_in_batches(pixels)
+    monkeypatch.setattr(torch, "_scaled_mm", emulated_product)
+    expected = load_encoder(spec, "cuda", "float8", 64).forward_in_batches(pixels)
+    assert_matches_reference(cosines(got.patches), cosines(expected.patches), dtype=FLOAT8, atol=0.03)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from functools import cache, partial
+from itertools import count
 from types import FunctionType
 from typing import Any
 
@@ -16,6 +17,8 @@ from vsim_fast.errors import DeviceError, UsageError
 
 EXECUTIONS = ("eager", "compiled", "graphs", "compiled+graphs")
 WARM_UP = 2  # forward passes before a capture: libraries load, compilers compile, handles and workspaces are made
+_numbers = count()
+_capturing = threading.Lock()  # torch allows one capture at a time in a process
 
 
 def check_execution(execution: str, device: torch.device) -> None:
@@ -46,8 +49,8 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     """Have blocks run compiled, in place; those of a kind share what is compiled: their weights are arguments of it.
 
     A block with hooks stays as it is: what watches the attention call inside it cannot be compiled with it. torch
-    compiles at the first call for that batch size, at the second size for all sizes but 1, again for 1, and anew where
-    torch's number of threads differs. Calls from several threads are fine.
+    compiles at the first call, for any number of frames but 1, for 1 apart, and anew where its number of threads
+    differs. Calls from several threads are fine.
     """
     compiled: dict[type, Callable] = {}
     for block in blocks:
@@ -59,18 +62,21 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
 
 
 def _compiled(function: FunctionType) -> Callable:
-    """`function` compiled whole. What torch compiles is kept, and counted against its limit, by code object: a copy
-    keeps the blocks of this network apart from those of any other of the same class."""
-    code, names, closure = function.__code__.replace(), function.__globals__, function.__closure__
-    copy = FunctionType(code, names, function.__name__, function.__defaults__, closure)
+    """`function`, a block's forward, compiled whole. torch keeps what it compiled, and counts it against its limit, by
+    code object, and learns by its name which sizes vary: a copy of another name keeps the blocks of this network apart
+    from those of any other of the same class."""
+    name = f"{function.__name__}_{next(_numbers)}"
+    code, closure = function.__code__.replace(co_name=name), function.__closure__
+    copy = FunctionType(code, function.__globals__, name, function.__defaults__, closure)
     copy.__kwdefaults__ = function.__kwdefaults__
     inner = torch.compile(copy, fullgraph=True)
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(block: nn.Module, tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
+        torch._dynamo.maybe_mark_dynamic(tokens, 0)  # the last batch of a video is shorter; as fast as a fixed size
         try:
-            return inner(*args, **kwargs)
+            return inner(block, tokens, *args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
-            raise _cannot_compile(args[1].device, _reason(error)) from error
+            raise _cannot_compile(tokens.device, _reason(error)) from error
 
     return call
 
@@ -103,25 +109,23 @@ class CapturedForward:
 
     def __init__(self, forward: Callable[[Tensor], Tokens], most: Callable[[], int], capture: Callable | None = None):
         self._forward, self._most, self._capture = forward, most, capture or capture_on_cuda
-        self._captured: dict[tuple, Captured] = {}
+        self._captured: dict[tuple[int, ...], Captured] = {}
         self._lock = threading.Lock()
 
+    @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tokens:
-        rows = len(pixels)
-        size = padded_size(rows, self._most())
+        shape = (padded_size(len(pixels), self._most()), *pixels.shape[1:])
         with self._lock:
             try:
-                captured = self._captured.get((size, *pixels.shape[1:]))
-                if captured is None:
-                    captured = self._captured[size, *pixels.shape[1:]] = self._recorded(pixels, size)
-                return captured.replay(pixels)
+                if shape not in self._captured:
+                    self._captured[shape] = self._recorded(pixels, shape)
+                return self._captured[shape].replay(pixels)
             except torch.OutOfMemoryError:
                 self._captured.clear()  # their memory is what a smaller batch needs
                 raise
 
-    def _recorded(self, pixels: Tensor, size: int) -> Captured:
-        held = pixels.new_zeros(size, *pixels.shape[1:])
-        held[: len(pixels)] = pixels
+    def _recorded(self, pixels: Tensor, shape: tuple[int, ...]) -> Captured:
+        held = pixels.new_zeros(shape)
         try:
             return self._capture(self._forward, held)
         except RuntimeError as error:
@@ -129,7 +133,7 @@ class CapturedForward:
                 if isinstance(cause, torch.OutOfMemoryError):
                     raise cause from None
             raise DeviceError(
-                f"execution graphs: the forward pass of {size} frames cannot be captured: {_reason(error)}; "
+                f"execution graphs: the forward pass of {shape[0]} frames cannot be captured: {_reason(error)}; "
                 "use eager or compiled"
             ) from error
 
@@ -159,15 +163,16 @@ class Captured:
 
 
 def capture_on_cuda(forward: Callable[[Tensor], Tokens], pixels: Tensor) -> Captured:
-    """Record `forward(pixels)`. Other threads may go on using the device; warm-up and capture share a stream of their
-    own, so that what libraries keep for a stream is there before the capture."""
-    stream = torch.cuda.Stream(pixels.device)
-    stream.wait_stream(torch.cuda.current_stream(pixels.device))
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            forward(pixels)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        tokens = forward(pixels)
-    torch.cuda.current_stream(pixels.device).wait_stream(stream)
+    """Record `forward(pixels)`. Other threads may go on using the device, but for a capture of theirs; warm-up and
+    capture share a stream of their own, so that what libraries keep for a stream is there before the capture."""
+    current, stream = torch.cuda.current_stream(pixels.device), torch.cuda.Stream(pixels.device)
+    with _capturing, torch.cuda.stream(current):  # a capture that fails may leave its own stream the current one
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                forward(pixels)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            tokens = forward(pixels)
+        current.wait_stream(stream)
     return Captured(graph, pixels, tokens)
