@@ -27,8 +27,13 @@ def check_execution(execution: str, device: torch.device) -> None:
         raise UsageError(f"execution must be {', '.join(EXECUTIONS)}, got {execution!r}")
     if "graphs" in execution and device.type != "cuda":
         raise DeviceError(f"execution {execution} needs a CUDA device, got {device}; use eager or compiled")
-    if "compiled" in execution and (reason := why_not_compiled(device.type)):
-        raise _cannot_compile(device.type, reason)
+    if "compiled" in execution and (reason := why_not_compiled(str(device))):
+        needs = "a C++ compiler: g++, clang++ or the one that CXX names"
+        if device.type == "cuda":
+            needs = "Triton, and for its launcher a C compiler and Python's headers"
+        raise DeviceError(
+            f"execution {execution}: torch.compile does not work on {device}: {reason}; it needs {needs}; or use eager"
+        )
 
 
 @cache
@@ -76,22 +81,18 @@ def _compiled(function: FunctionType) -> Callable:
         try:
             return inner(block, tokens, *args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
-            raise _cannot_compile(tokens.device, _reason(error)) from error
+            raise DeviceError(
+                f"execution compiled: torch.compile failed on {tokens.device}: {_reason(error)}; use eager"
+            ) from error
 
     return call
 
 
-def _cannot_compile(device: object, reason: str) -> DeviceError:
-    needs = "a C++ compiler (g++ or clang++, or the one that CXX names)"
-    if not str(device).startswith("cpu"):
-        needs = "Triton, and a C compiler and Python's headers for its launcher"
-    return DeviceError(f"execution compiled: torch.compile needs {needs}; on {device}: {reason}; or use eager")
-
-
 def _reason(error: BaseException) -> str:
-    """The first line of the innermost cause that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+    """The first line that says something, which is not the one that names the backend."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith("backend=")]
+    return told[0][:200] if told else type(error).__name__
 
 
 class CapturedForward:
