@@ -240,11 +240,13 @@ def test_graphs_on_cuda_match_eager(mode):
     eager, recorded = (load_encoder(spec, "cuda", "float16", 64, execution=e) for e in ("eager", mode))
     eager.batch_size = recorded.batch_size = 8
     kept = []
-    for rows in (8, 5, 8, 1):
+    for rows in (8, 5, 8):
         pixels = torch.randn(rows, 3, 64, 64, device="cuda").half()
-        with torch.cuda.stream(torch.cuda.Stream()):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             tokens = recorded.forward_in_batches(pixels)
-            torch.cuda.current_stream().synchronize()
+        stream.synchronize()
         kept.append((tokens, eager.forward_in_batches(pixels)))
     for tokens, expected in kept:
         same_tokens(tokens, expected, torch.float16)
@@ -308,7 +310,7 @@ def test_float8_encoders_are_near_float32_and_other(name, row_scales):
 
 
 @pytest.mark.needs_cuda
-@pytest.mark.parametrize("mode", ["eager", "compiled", "compiled+graphs"])
+@pytest.mark.parametrize("mode", ["eager", "compiled+graphs"])
 def test_float8_on_cuda_is_near_the_emulated_product(mode, monkeypatch):
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("float8 needs compute capability 8.9")

@@ -47,8 +47,9 @@ def load_encoder(
         image_size: pixels per side, a multiple of the patch size; None is the model's own.
         execution: "eager" runs operator by operator. "compiled" has torch.compile fuse what lies between the matrix
             products of each transformer block, at the first batch; it needs a C++ compiler (CPU) or Triton (CUDA).
-            "graphs" replays recorded CUDA graphs, which saves the launches; "compiled+graphs" does both. The features
-            are the same within the tolerance of their dtype. `builtin` is "eager" only.
+            "graphs" replays recorded CUDA graphs, which saves the launches, of models that read nothing back from the
+            device as they run (VideoLLaMA3's does); "compiled+graphs" does both. The features are the same within the
+            tolerance of their dtype. `builtin` is "eager" only.
         fit: "squash" (default) resizes the whole frame to the square; "crop" cuts the centre as the model's own
             evaluation does.
         offline: never ask the hub; a hub model must be in its local cache.
