@@ -135,7 +135,7 @@ def test_an_error_of_the_compiler_names_the_cure(monkeypatch):
         ({"execution": "fast"}, UsageError, "execution must be eager, compiled, graphs, compiled\\+graphs, got 'fast'"),
         ({"execution": "graphs"}, DeviceError, "execution graphs needs a CUDA device, got cpu; use eager or compiled"),
         ({"execution": "compiled+graphs"}, DeviceError, "needs a CUDA device"),
-        ({"precision": "float8"}, DeviceError, "float8 needs a CUDA device of compute capability 8.9 or more, got cpu"),
+        ({"precision": "float8"}, DeviceError, "float8 needs a CUDA device of compute capability 9.0 or more, got cpu"),
         ({"spec": "builtin", "execution": "compiled"}, UsageError, "builtin has no network .* takes eager"),
     ],
 )
@@ -312,8 +312,8 @@ def test_float8_encoders_are_near_float32_and_other(name, row_scales):
 @pytest.mark.needs_cuda
 @pytest.mark.parametrize("mode", ["eager", "compiled+graphs"])
 def test_float8_on_cuda_is_near_the_emulated_product(mode, monkeypatch):
-    if torch.cuda.get_device_capability() < (8, 9):
-        pytest.skip("float8 needs compute capability 8.9")
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("float8 needs compute capability 9.0")
     spec, pixels = "timm:vit_tiny_patch16_224@random", torch.randn(3, 3, 64, 64, device="cuda").bfloat16()
     got = load_encoder(spec, "cuda", "float8", 64, execution=mode).forward_in_batches(pixels)
     monkeypatch.setattr(torch, "_scaled_mm", emulated_product)

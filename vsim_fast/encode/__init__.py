@@ -42,7 +42,7 @@ def load_encoder(
         device: "auto" (CUDA where there is one, else the CPU), "cpu", "cuda", "cuda:N", "mps".
         precision: "auto" takes float16 (then bfloat16) on CUDA and bfloat16 on CPUs that have it natively, each only
             if a load-time check finds its patch cosines within 8e-3 of float32; a named one is taken as it is. "float8"
-            (CUDA of capability 8.9) multiplies so in the linear layers of the transformer blocks, all else is bfloat16.
+            (CUDA of capability 9.0) multiplies so in the linear layers of the transformer blocks, all else is bfloat16.
             `builtin` has no check: "auto" is float16 on CUDA, else float32.
         image_size: pixels per side, a multiple of the patch size; None is the model's own.
         execution: "eager" runs operator by operator. "compiled" has torch.compile fuse what lies between the matrix
