@@ -6,6 +6,7 @@ ratio of medians within the run. Weights are random: speed does not depend on th
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from programs import ROOT, VSIM, run_in_turn
+from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL, BASE = "vit_small_patch14_dinov2", "vit_base_patch14_dinov2"
@@ -23,6 +25,21 @@ PROGRAMS = {  # device -> (model, image size, precisions of ours)
     "cpu": [(SMALL, 448, ("float32", "bfloat16"))],
     "cuda": [(BASE, 224, ("float16",)), (BASE, 518, ("float16",))],
 }[DEVICE]
+LARGE = "vit_large_patch14_dinov2"
+MODELS = {"cpu": [(SMALL, 224)], "cuda": [(BASE, 224), (LARGE, 448), (BASE, 518)]}[DEVICE]
+EXACT = "eager fp32"
+MODES = {  # device -> provider, precision, execution; the first is what the others are compared with
+    "cpu": [
+        (EXACT, "float32", "eager"), ("compiled fp32", "float32", "compiled"), ("eager", "bfloat16", "eager"),
+        ("compiled", "bfloat16", "compiled"),
+    ],
+    "cuda": [
+        (EXACT, "float32", "eager"), ("eager bfloat16", "bfloat16", "eager"), ("eager", "float16", "eager"),
+        ("eager, unfused attention", "float16", "eager"), ("graphs", "float16", "graphs"),
+        ("compiled", "float16", "compiled"), ("compiled+graphs", "float16", "compiled+graphs"),
+        ("eager float8", "float8", "eager"), ("compiled float8", "float8", "compiled"),
+    ],
+}[DEVICE]  # fmt: skip
 ENGINES = {"cpu": [(SMALL, 224)], "cuda": [(BASE, 224), (BASE, 518)]}[DEVICE]
 READERS = 8
 
@@ -103,12 +120,10 @@ def test_engine_beside_its_roofs(model, size, clip, recorder, quick):
     counts = {}
     for round_ in range(2 if quick else 4):
         for name, call in work.items():
-            if DEVICE == "cuda":
-                torch.cuda.synchronize()
+            synchronise()
             start = time.perf_counter()
             counts[name] = call()
-            if DEVICE == "cuda":
-                torch.cuda.synchronize()
+            synchronise()
             if round_:  # the first one warms up
                 seconds[name].append(time.perf_counter() - start)
 
@@ -122,6 +137,78 @@ def test_engine_beside_its_roofs(model, size, clip, recorder, quick):
             of_ceiling=rates["engine"] / rates[slower] if name == "engine" else None,
             note=f"batch {encoder.batch_size}; the slower roof is the {slower}; random weights",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "size"), MODELS)
+def test_encoder_modes(model, size, recorder, quick):
+    """Resident frames encoded in every precision and way to run the forward pass that there is here.
+
+    The weights are such that every block changes the tokens: as they are drawn, LayerScale is 1e-5, and whatever a
+    block gets wrong would not show.
+    """
+    from vsim_fast.encode import timm_encoder
+    from vsim_fast.encode.execution import check_execution
+    from vsim_fast.encode.network import candidate_dtypes, resolve_device
+    from vsim_fast.encode.spec import Spec
+    from vsim_fast.errors import VsimError
+    from vsim_fast.processor import cpu_has_bfloat16
+
+    device, batches, rounds = resolve_device(DEVICE), 1 if quick else 4 if DEVICE == "cuda" else 2, 1 if quick else 3
+    drawn = timm_encoder.load(Spec.parse(f"timm:{model}@random"), image_size=size, fit="squash", offline=True)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in drawn.network.named_parameters():
+        if name.endswith("gamma"):
+            parameter.fill_(0.3)
+        elif name.startswith("blocks") and parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
+    encoders, failed = {}, {}
+    for provider, precision, execution in MODES:
+        slow = quick and "compiled" in execution
+        if slow or (device.type == "cpu" and precision == "bfloat16" and not cpu_has_bfloat16()):
+            continue
+        check_execution(execution, device)
+        dtypes = candidate_dtypes(precision, device)
+        encoder = encoders[provider] = copy.deepcopy(drawn).settle(device, dtypes, execution)
+        if provider.endswith("unfused attention"):
+            for block in encoder.blocks()[:-1]:  # the last one's is watched for the attention row
+                block.attn.fused_attn = False
+    batch = encoders[EXACT].batch_size
+    frames = torch.nn.functional.interpolate(torch.randn(batch, 3, 16, 16), (size, size), mode="bicubic").to(device)
+
+    def encode(name: str, count: int) -> tuple[float, Tensor]:
+        """Seconds for `count` batches, and patch cosines [2, P, P] of their first frames."""
+        resident = frames.to(encoders[name].dtype)
+        synchronise()
+        start = time.perf_counter()
+        for _ in range(count):
+            tokens = encoders[name].forward_in_batches(resident)
+        synchronise()
+        taken = time.perf_counter() - start
+        unit = torch.nn.functional.normalize(tokens.patches[:2].float(), dim=-1)
+        return taken, unit @ unit.mT
+
+    first: dict[str, tuple[float, Tensor]] = {}
+    for name in encoders:
+        try:
+            first[name] = encode(name, 1)  # compiles, records
+        except (VsimError, RuntimeError) as error:  # of one mode: no reason to lose the rows of the others
+            failed[name] = error
+    seconds = [{name: encode(name, batches)[0] for name in first} for _ in range(rounds)]
+    for name, precision, execution in MODES:
+        if name in first:
+            taken = [one[name] for one in seconds]
+            recorder.add(
+                taken, op="encode", provider=name, dtype=precision, shape=f"{model}-S{size}-B{batch}x{batches}",
+                baseline=EXACT, rate=batches * batch / float(np.median(taken)), unit="frames/s",
+                max_error=(first[name][1] - first[EXACT][1]).abs().max().item(),
+                note=f"{execution}; first batch {first[name][0]:.1f} s; error is that of patch cosines; random weights",
+            )  # fmt: skip
+    assert not failed, failed
+
+
+def synchronise() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="one reader already takes every core of a CPU")

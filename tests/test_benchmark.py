@@ -132,3 +132,15 @@ def test_trace_finds_frame_sized_host_copies_and_idle_time():
     assert idle == pytest.approx({"compute_stream": 0.3, "gpu": 0.1})
     with pytest.raises(SystemExit, match="no kernel"):
         device_trace.window([])
+
+
+def test_kernels_of_a_replayed_graph_count_as_the_compute_stream():
+    """Launched on stream 7 between a copy in and a copy out, reported on two streams of the driver's own."""
+
+    def kernel(start, length, stream, launch):
+        args = {"stream": stream, "correlation": launch}
+        return {"cat": "kernel", "name": "any", "ts": start, "dur": length, "args": args}
+
+    replayed = [kernel(2, 3, 20, 3), kernel(5, 3, 21, 3)]
+    events = [kernel(0, 1, 7, 1), kernel(1, 1, 7, 2), *replayed, kernel(8, 1, 7, 4), kernel(3, 1, 9, 5)]
+    assert device_trace.idle_share(events, 0, 10) == pytest.approx({"compute_stream": 0.1, "gpu": 0.1})

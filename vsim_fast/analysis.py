@@ -89,6 +89,7 @@ def analyze(
     patch_size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    execution: str = "eager",
     decoder: Literal["auto", "pyav", "nvdec"] = "auto",
     visualize_positions: int = 10,
     reduce: Reduce | None = None,
@@ -105,7 +106,8 @@ def analyze(
 
     Args:
         video: file, or folder of images (their rate is `image_fps`).
-        encoder: spec, or an encoder made by `load_encoder` (`image_size`, `device` and `precision` are then its own).
+        encoder: spec, or an encoder made by `load_encoder` (`image_size`, `device`, `precision`, `execution` are then
+            its own).
         fps, max_frames: frames on a grid of 1/fps seconds; if more than `max_frames`, evenly spaced ones of them.
         image_size: side in pixels of the encoder's input, a multiple of its patch; None takes the model's own.
         patch_size: None, or what the encoder's patch side is expected to be.
@@ -129,7 +131,10 @@ def analyze(
         planned = len(plan(info, sampling))
     if isinstance(encoder, str):
         with timings.stage("load_encoder"):
-            encoder = load_encoder(encoder, device=device, precision=precision, image_size=image_size, offline=offline)
+            encoder = load_encoder(
+                encoder, device=device, precision=precision, execution=execution, image_size=image_size,
+                offline=offline,
+            )  # fmt: skip
     if patch_size is not None and patch_size != encoder.patch_size:
         raise UsageError(f"patch size must be that of {encoder.spec}, {encoder.patch_size}, got {patch_size}")
     patches = encoder.grid[0] * encoder.grid[1]

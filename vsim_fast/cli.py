@@ -44,6 +44,14 @@ class Precision(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+    float8 = "float8"
+
+
+class Execution(StrEnum):
+    eager = "eager"
+    compiled = "compiled"
+    graphs = "graphs"
+    compiled_graphs = "compiled+graphs"
 
 
 class Decoder(StrEnum):
@@ -53,6 +61,9 @@ class Decoder(StrEnum):
 
 
 OfEncoder = Annotated[Precision, typer.Option(help="Of the encoder.")]
+HowToRun = Annotated[
+    Execution, typer.Option(help="How the encoder runs: compiled blocks, recorded CUDA graphs; same features.")
+]
 OfVideos = Annotated[Decoder, typer.Option(help="nvdec decodes on the GPU.")]
 Model = Annotated[str, typer.Option("--model", help="Encoder, as for analyze.")]
 Paths = Annotated[
@@ -150,6 +161,7 @@ def analyze(
     ] = None,
     device: Device = "auto",
     precision: OfEncoder = Precision.auto,
+    execution: HowToRun = Execution.eager,
     decoder: OfVideos = Decoder.auto,
     visualize_positions: Annotated[int, typer.Option(help="Positions that get a heat map.")] = 10,
     reduce: Annotated[
@@ -185,9 +197,9 @@ def analyze(
         summary = run(
             video or video_path, _encoder_spec(model), output_dir=output_dir, fps=fps, max_frames=max_frames,
             image_size=image_size, patch_size=patch_size, device=device, precision=precision.value,
-            decoder=decoder.value, visualize_positions=visualize_positions, reduce=reduce and reduce.value, topk=topk,
-            dtype=dtype.value, compress=compress, image_fps=image_fps, offline=offline, progress=progress,
-            timings=timings, started=STARTED,
+            execution=execution.value, decoder=decoder.value, visualize_positions=visualize_positions,
+            reduce=reduce and reduce.value, topk=topk, dtype=dtype.value, compress=compress, image_fps=image_fps,
+            offline=offline, progress=progress, timings=timings, started=STARTED,
         )  # fmt: skip
     if json_:
         print(summary.model_dump_json())
@@ -222,6 +234,7 @@ def compare(
     ] = None,
     device: Device = "auto",
     precision: OfEncoder = Precision.auto,
+    execution: HowToRun = Execution.eager,
     decoder: OfVideos = Decoder.auto,
     alpha: Annotated[
         float | None, typer.Option(help="Weight of the semantic score in the fusion, 0 to 1.", show_default="0.3")
@@ -248,8 +261,9 @@ def compare(
     with _progress() as progress:
         options = dict(
             output_dir=output_dir, fps=fps, sample_rate=sample_rate, max_frames=max_frames, image_size=image_size,
-            device=device, precision=precision.value, decoder=decoder.value, offline=offline, progress=progress,
-            timings=timings, started=STARTED, **{name: value for name, value in given.items() if value is not None},
+            device=device, precision=precision.value, execution=execution.value, decoder=decoder.value,
+            offline=offline, progress=progress, timings=timings, started=STARTED,
+            **{name: value for name, value in given.items() if value is not None},
         )  # fmt: skip
         spec = f"{DINOV3}@{model}" if ":" not in model and Path(model).is_file() else _encoder_spec(model)
         if video_dir is not None:
@@ -466,6 +480,7 @@ def dedup(
     ] = False,
     device: Device = "auto",
     precision: OfEncoder = Precision.auto,
+    execution: HowToRun = Execution.eager,
     decoder: OfVideos = Decoder.auto,
     offline: Offline = False,
     json_: Json = False,
@@ -482,8 +497,8 @@ def dedup(
         result = run(
             paths, against=against or None, output_dir=output_dir, encoder=_encoder_spec(model),
             orientations=orientations.value, noise=noise or (), top=top, min_score=min_score, decisions=decisions,
-            retry_failed=retry_failed, device=device, precision=precision.value, decoder=decoder.value,
-            offline=offline, progress=progress, timings=timings, started=STARTED,
+            retry_failed=retry_failed, device=device, precision=precision.value, execution=execution.value,
+            decoder=decoder.value, offline=offline, progress=progress, timings=timings, started=STARTED,
         )  # fmt: skip
     if json_:
         print(result.model_dump_json())
@@ -522,6 +537,7 @@ def embed(
         str, typer.Option(help="auto (every GPU, else the CPU), cpu, mps, cuda:N; several with commas, a process each.")
     ] = "auto",
     precision: OfEncoder = Precision.auto,
+    execution: HowToRun = Execution.eager,
     decoder: OfVideos = Decoder.auto,
     workers: Annotated[
         int | None, typer.Option(help="Videos decoded at a time.", show_default="cores, at most 4; 8 on a GPU")
@@ -580,11 +596,11 @@ def embed(
             paths, output_dir=output_dir, encoder=_encoder_spec(model), image_size=image_size, fps=fps,
             max_frames=max_frames, keep=[name.strip() for name in keep.split(",") if name.strip()],
             save_format=save_format.value, consolidated=consolidated, summary=summary, layout=layout.value,
-            device=device, precision=precision.value, decoder=decoder.value, workers=workers, timeout=timeout,
-            include=include or (), exclude=exclude or (), images=images, cache_dir=cache_dir,
-            cache_bytes=int(cache_gb * 2**30), allow_private=allow_private, shard=_shard(shard),
-            retry_failed=retry_failed, max_failures=max_failures, offline=offline,
-            engine=engine.value, address=address, stop=stop, progress=progress, timings=timings, started=STARTED,
+            device=device, precision=precision.value, execution=execution.value, decoder=decoder.value,
+            workers=workers, timeout=timeout, include=include or (), exclude=exclude or (), images=images,
+            cache_dir=cache_dir, cache_bytes=int(cache_gb * 2**30), allow_private=allow_private, shard=_shard(shard),
+            retry_failed=retry_failed, max_failures=max_failures, offline=offline, engine=engine.value,
+            address=address, stop=stop, progress=progress, timings=timings, started=STARTED,
         )  # fmt: skip
     if json_:
         print(result.model_dump_json())

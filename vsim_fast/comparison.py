@@ -313,6 +313,7 @@ def compare(
     image_size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    execution: str = "eager",
     decoder: Literal["auto", "pyav", "nvdec"] = "auto",
     alpha: float = ALPHA,
     threshold: float = MOTION_THRESHOLD,
@@ -325,7 +326,7 @@ def compare(
 
     Args:
         video1, video2: files.
-        encoder: spec, or an encoder made by `load_encoder` (size, device and precision are then its own).
+        encoder: spec, or an encoder made by `load_encoder` (size, device, precision and execution are then its own).
         output_dir: where comparison.json and alignment.png go; None writes nothing.
         fps, max_frames: frames on a grid of 1/fps seconds; if more than `max_frames`, evenly spaced ones of them. A
             time grid makes different frame rates comparable; a difference in speed is taken up by the alignment.
@@ -347,7 +348,10 @@ def compare(
     with timings.stage("probe"):
         for path in (video1, video2):  # a bad second video is told before the first is read
             _planned(path, _sampling(settings))
-    encoder = _loaded(encoder, device, precision, image_size, offline, timings)
+    encoder = _loaded(
+        encoder, timings, device=device, precision=precision, execution=execution, image_size=image_size,
+        offline=offline,
+    )  # fmt: skip
     options: dict[str, Any] = dict(decoder=decoder, with_thumbnails=output_dir is not None, progress=progress)
     clips = [
         read_clip(path, encoder, settings, label=label, timings=timings, **options)
@@ -376,6 +380,7 @@ def compare_folder(
     image_size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    execution: str = "eager",
     decoder: Literal["auto", "pyav", "nvdec"] = "auto",
     alpha: float = ALPHA,
     threshold: float = MOTION_THRESHOLD,
@@ -400,7 +405,10 @@ def compare_folder(
         what = f"{len(paths)} of them" if folder.is_dir() else "no such folder"
         kinds = ", ".join(f"*{suffix}" for suffix in VIDEO_SUFFIXES)
         raise UsageError(f"video_dir must hold at least 2 videos ({kinds}), got {printable(folder)!r}: {what}")
-    encoder = _loaded(encoder, device, precision, image_size, offline, timings)
+    encoder = _loaded(
+        encoder, timings, device=device, precision=precision, execution=execution, image_size=image_size,
+        offline=offline,
+    )  # fmt: skip
     clips, failed = [], []
     for n, path in enumerate(paths, 1):
         label = f"video {n} of {len(paths)}"
@@ -530,13 +538,11 @@ def _sampling(settings: dict[str, Any]) -> Sampling:
     return Sampling(fps=settings["fps"], max_frames=settings["max_frames"])
 
 
-def _loaded(
-    encoder: str | Encoder, device: str, precision: str, image_size: int | None, offline: bool, timings: Timings
-) -> Encoder:
+def _loaded(encoder: str | Encoder, timings: Timings, **options: Any) -> Encoder:
     if not isinstance(encoder, str):
         return encoder
     with timings.stage("load_encoder"):
-        return load_encoder(encoder, device=device, precision=precision, image_size=image_size, offline=offline)
+        return load_encoder(encoder, **options)
 
 
 def _planned(path: str | Path, sampling: Sampling) -> tuple[VideoInfo, int]:

@@ -126,7 +126,7 @@ def test_candidate_dtypes(monkeypatch):
     assert candidate_dtypes("auto", cpu) == [torch.float32]
     with pytest.raises(DeviceError, match="float16 needs a GPU"):
         candidate_dtypes("float16", cpu)
-    with pytest.raises(UsageError, match="precision must be auto, float32, bfloat16, float16, got 'fp8'"):
+    with pytest.raises(UsageError, match="precision must be auto, float32, bfloat16, float16, float8, got 'fp8'"):
         candidate_dtypes("fp8", cpu)
 
 

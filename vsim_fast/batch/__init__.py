@@ -63,6 +63,7 @@ def embed(
     layout: Literal["safetensors", "npy"] = "safetensors",
     device: str = "auto",
     precision: str = "auto",
+    execution: str = "eager",
     decoder: Literal["auto", "pyav", "nvdec"] = "auto",
     workers: int | None = None,
     timeout: float = TIMEOUT_SECONDS,
@@ -90,7 +91,7 @@ def embed(
         paths: folders, patterns, list files, files; see `find_videos`.
         output_dir: gets NAME_embedding.npy and .json per video, consolidated_embeddings.json, summary.json and store/.
             NAME is the file's stem; where that is taken, NAME~ and 8 characters that stand for its path.
-        encoder, image_size, device, precision, offline: see `load_encoder`.
+        encoder, image_size, device, precision, execution, offline: see `load_encoder`.
         fps, max_frames: frames taken per second, and most; more are thinned out evenly.
         keep: features to store, of "patches", "cls", "attention", "pooled"; the embedding always is.
         save_format: of the files per video: "numpy", "json" or "both".
@@ -126,7 +127,7 @@ def embed(
         found = find_videos(paths, include=include, exclude=exclude, skip_folders=skipped, images=images)
     config = EngineConfig(
         encoder, precision, image_size, offline, Sampling(fps=float(fps), max_frames=max_frames),
-        tuple(sorted(set(keep))), decoder, workers, timeout, isolate,
+        tuple(sorted(set(keep))), decoder, workers, timeout, isolate, execution,
     )  # fmt: skip
     with timings.stage("load_encoder"):
         working = make_engine(config, device, timings, engine, address)

@@ -35,9 +35,12 @@ class EngineConfig:
     workers: int | None
     timeout: float
     isolate: bool | None = None
+    execution: str = "eager"
 
     def load(self, device: str) -> Encoder:
-        return load_encoder(self.encoder, device, self.precision, self.image_size, offline=self.offline)
+        return load_encoder(
+            self.encoder, device, self.precision, self.image_size, execution=self.execution, offline=self.offline
+        )
 
 
 class Engine(Protocol):

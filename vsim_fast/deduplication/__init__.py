@@ -66,6 +66,7 @@ def dedup(
     retry_failed: bool = False,
     device: str = "auto",
     precision: str = "auto",
+    execution: str = "eager",
     decoder: Literal["auto", "pyav", "nvdec"] = "auto",
     offline: bool = False,
     progress: Progress | None = None,
@@ -79,7 +80,7 @@ def dedup(
         against: compare `paths` with these instead of with each other; then no groups are made, but matches.
         output_dir: where pairs.csv, groups.json, summary.json, report.html and features/ go. What features/ holds is
             not computed again. None writes nothing.
-        encoder: spec, or an encoder made by `load_encoder` (device and precision are then its own).
+        encoder: spec, or an encoder made by `load_encoder` (device, precision and execution are then its own).
         orientations: in which each video is tried: "none" as it is, "mirror", or "all" (quarter turns too).
         noise: videos that have nothing to do with `paths`, to measure what is alike by chance; default generated
             pictures.
@@ -111,7 +112,7 @@ def dedup(
             raise UsageError("noise: {}: {}".format(*noise_found.missing[0]))
     if isinstance(encoder, str):
         with timings.stage("load_encoder"):
-            encoder = load_encoder(encoder, device=device, precision=precision, offline=offline)
+            encoder = load_encoder(encoder, device=device, precision=precision, execution=execution, offline=offline)
     with ExitStack() as stack:
         folder = Path(output_dir or stack.enter_context(TemporaryDirectory(prefix="vsim-")))
         store = stack.enter_context(FeatureStore(folder / STORE))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
@@ -90,7 +91,12 @@ class CoreAttention(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         plain = _plain(*args, **kwargs) if func is scaled_dot_product_attention else None
-        return func(*args, **kwargs) if plain is None else ops.attention(*plain[:3], scale=plain[3])
+        if plain is None:
+            return func(*args, **kwargs)
+        q, k, v, scale = plain
+        if torch.compiler.is_compiling():
+            return torch.ops.vsim_fast.attention(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
+        return ops.attention(q, k, v, scale=scale)
 
 
 def _plain(

@@ -77,6 +77,8 @@ class Encoder(ABC):
         random_weights: True for `@random` specs; shown in every output.
         has_cls_token: Tokens.cls is a token of the sequence, so that it can be averaged with the patches.
         attention_kind: what `attention` means for this encoder, one line.
+        execution: how `forward` is run: "eager", "compiled", "graphs" or "compiled+graphs"; not part of `id`, for the
+            tokens agree within the tolerances of their dtype.
     """
 
     spec: str
@@ -90,6 +92,7 @@ class Encoder(ABC):
     random_weights: bool = False
     has_cls_token: bool = False
     attention_kind: str = "CLS-row attention of the last layer, mean over heads"
+    execution: str = "eager"
     batch_size: int = 32
     """Most frames per forward pass; halved for good when memory runs out."""
 
@@ -173,7 +176,7 @@ class Encoder(ABC):
         return {
             "spec": self.spec, "id": self.id,
             "device": str(self.device), "dtype": str(self.dtype).removeprefix("torch."),
-            "token_dtype": str(self.token_dtype).removeprefix("torch."),
+            "token_dtype": str(self.token_dtype).removeprefix("torch."), "execution": self.execution,
             "patch_size": self.patch_size, "grid": list(self.grid), "dim": self.dim,
             "random_weights": self.random_weights, "attention": self.attention_kind,
             "preprocess": self.preprocess.as_dict(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -81,14 +81,16 @@ class HFEncoder(NetworkEncoder):
         prefix = 1 + (getattr(network.config, "num_register_tokens", 0) or 0)
         return hidden[:, prefix:], hidden[:, 0]
 
+    def blocks(self) -> Sequence[nn.Module]:
+        return max((m for m in self.network.modules() if isinstance(m, nn.ModuleList)), key=len)
+
     def tap(self) -> AttentionTap | ProbeTap:
         head = next((m for m in self.network.modules() if isinstance(m, nn.MultiheadAttention)), None)
         if head is not None:
             self.attention_kind = PROBE_ROW
             return ProbeTap(head)
-        layers = max((m for m in self.network.modules() if isinstance(m, nn.ModuleList)), key=len)
         self.attention_kind = CLS_ROW if self.has_cls_token else POOLED_ROW
-        return AttentionTap(layers[-1], query="first" if self.has_cls_token else "mean")
+        return AttentionTap(self.blocks()[-1], query="first" if self.has_cls_token else "mean")
 
 
 def pixel_rows(pixels: Tensor, patch: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
@@ -43,6 +44,9 @@ class TimmEncoder(NetworkEncoder):
         if self.has_cls_token:
             return patches, out[:, 0]
         return patches, None if network.attn_pool is None else network.forward_head(out, pre_logits=True)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.network.blocks
 
     def tap(self) -> AttentionTap:
         if self.has_cls_token:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -47,8 +48,11 @@ class VideoLlama3Encoder(NetworkEncoder):
         )
         return out.last_hidden_state.unflatten(0, (len(pixels), -1)), None
 
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.network.encoder.layers
+
     def tap(self) -> AttentionTap:
-        return AttentionTap(self.network.encoder.layers[-1], query="mean")
+        return AttentionTap(self.blocks()[-1], query="mean")
 
 
 class FrameAttention(library.VideoLlama3VisionAttention):

@@ -217,6 +217,7 @@ def encode_videos(
     keep: Sequence[str] = ("patches", "cls", "attention"),
     device: str = "auto",
     precision: str = "auto",
+    execution: str = "eager",
     decoder: Literal["auto", "pyav", "nvdec"] = "auto",
     workers: int | None = None,
     isolate: bool | None = None,
@@ -228,7 +229,7 @@ def encode_videos(
 
     Args:
         paths: video files or folders of images; an iterator is drawn from as workers become free.
-        encoder: spec, or an encoder made by `load_encoder` (device and precision are then its own).
+        encoder: spec, or an encoder made by `load_encoder` (device, precision and execution are then its own).
         sampling: which frames; default one a second, at most 100.
         keep: of "patches", "cls", "attention", "pooled": what each result holds.
         decoder, workers, isolate, timeout: see `stream_videos`.
@@ -254,7 +255,7 @@ def encode_videos(
             if (server := early_server(device, decoder, isolate)) is not None:
                 stack.callback(server.close)
             options["server"] = server
-            encoder = load_encoder(encoder, device=device, precision=precision)
+            encoder = load_encoder(encoder, device=device, precision=precision, execution=execution)
         for item in gather_videos(tasks(), encoder, sampling, keep, memory_bytes=memory_bytes, **options):
             if item is not None:
                 yield item[1]

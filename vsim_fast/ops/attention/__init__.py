@@ -48,6 +48,6 @@ def core_is_faster(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the compiled core beats torch: with bfloat16 dot products, but not where torch has matrix tiles (AMX)."""
     if dtype != torch.bfloat16 or why_not("cpp", device.type) or "amx_bf16" in instruction_sets():
         return False
-    from vsim_fast import _C
+    from vsim_fast.ops.attention import native_impl
 
-    return _C.has_bfloat16
+    return native_impl.USABLE

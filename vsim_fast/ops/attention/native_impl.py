@@ -8,6 +8,8 @@ from torch import Tensor
 
 from vsim_fast import _C
 
+USABLE: bool = _C.has_bfloat16
+
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, threads: int | None = None) -> Tensor:
     """As reference.attention. `threads`: None: torch's, 0: all."""
@@ -18,6 +20,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, threads: int | N
     threads = torch.get_num_threads() if threads is None else threads
     _C.attention(*map(_bits, (q, k, v, out)), scale=scale, threads=threads)
     return out
+
+
+@torch.library.custom_op("vsim_fast::attention", mutates_args=(), device_types="cpu")
+def _compilable(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """What torch.compile calls: it cannot look into the core."""
+    return attention(q, k, v, scale=scale)
+
+
+@_compilable.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    batch, heads, count, dim = q.shape
+    return q.new_empty(batch, count, heads, dim).transpose(1, 2)
 
 
 def _bits(x: Tensor) -> np.ndarray:
