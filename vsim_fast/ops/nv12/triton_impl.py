@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -19,8 +20,19 @@ from torch import Tensor
 from vsim_fast.ops._triton_compile import CompileCase
 from vsim_fast.ops.nv12.reference import coded_window, resize_matrix, yuv_coefficients
 
-TH, TW, KH, KW = 32, 64, 32, 64  # outputs per program; chroma rows and columns per step
-NUM_WARPS, NUM_STAGES = 8, 3
+
+class Tile(NamedTuple):
+    """th × tw outputs per program, kh × kw chroma positions per step, and launch options."""
+
+    th: int
+    tw: int
+    kh: int
+    kw: int
+    num_warps: int
+    num_stages: int
+
+
+TILES = {"nv12_to_pixels": Tile(32, 64, 32, 64, 8, 3)}  # bench/tune.py times others
 ALIGN = 8  # chunks start at multiples of this many chroma columns: 16-byte loads
 
 
@@ -184,7 +196,7 @@ def _words(plane: Tensor, bits: int) -> Tensor | None:
 
 
 def _constexprs(
-    matrix: str, full_range: bool, bit_depth: int, paired: bool, quantum: int, saturate: bool
+    tile: Tile, matrix: str, full_range: bool, bit_depth: int, paired: bool, quantum: int, saturate: bool
 ) -> dict[str, object]:
     """Compile-time arguments. The colour coefficients are among them so that the compiler moves the raw words, not RGB,
     through shared memory: it hoists a layout change over arithmetic with constants alone. `quantum` divides the width
@@ -194,7 +206,7 @@ def _constexprs(
         y_scale=y_scale / 255, y_bias=-y_scale * y_offset / 255, c_bias=c_offset,
         rv=rv / 255, gu=gu / 255, gv=gv / 255, bu=bu / 255,
         PAIRED=paired, QUANTUM=quantum, BITS=8 if bit_depth == 8 else 16, SATURATE=bit_depth == 8 and saturate,
-        TH=TH, TW=TW, KH=KH, KW=KW, ALIGN=ALIGN,
+        TH=tile.th, TW=tile.tw, KH=tile.kh, KW=tile.kw, ALIGN=ALIGN,
     )  # fmt: skip
 
 
@@ -209,8 +221,9 @@ def nv12_to_pixels(
     if batch == 0:
         return out
     full, (top, left, out_h, out_w) = coded_window(size, crop, rotation, mirrored)
-    wv, v_sum, v_span = _filter_tables(height, full[0], interpolation, top, out_h, TH, KH, 1, y.device)
-    wh, _, h_span = _filter_tables(width, full[1], interpolation, left, out_w, TW, KW, ALIGN, y.device)
+    tile = TILES["nv12_to_pixels"]
+    wv, v_sum, v_span = _filter_tables(height, full[0], interpolation, top, out_h, tile.th, tile.kh, 1, y.device)
+    wh, _, h_span = _filter_tables(width, full[1], interpolation, left, out_w, tile.tw, tile.kw, ALIGN, y.device)
 
     bits = 8 * y.itemsize
     y = y if y.stride(2) == 1 else y.contiguous()
@@ -238,17 +251,18 @@ def nv12_to_pixels(
             base, *out.stride()[:2], h_stride, w_stride,
             wv.shape[3], wh.shape[3],
             *(1 / (255 * s) for s in std), *(-m / s for m, s in zip(mean, std, strict=True)),
-            **_constexprs(matrix, full_range, bit_depth, paired, quantum, saturate),
-            num_warps=NUM_WARPS, num_stages=NUM_STAGES,
+            **_constexprs(tile, matrix, full_range, bit_depth, paired, quantum, saturate),
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return out
 
 
 def compile_cases() -> list[CompileCase]:
     """The specialisations of 8- and 10-bit frames: aligned, less aligned, and of odd width (quantum 0: not paired)."""
+    tile = TILES["nv12_to_pixels"]
 
     def case(name: str, plane: str, out: str, bit_depth: int, quantum: int) -> CompileCase:
-        constexprs = _constexprs("bt709", False, bit_depth, quantum > 0, max(quantum, 1), True)
+        constexprs = _constexprs(tile, "bt709", False, bit_depth, quantum > 0, max(quantum, 1), True)
         pointers = dict(
             y_ptr=plane, uv_ptr=plane, out_ptr=out, wv_ptr="*fp16", wh_ptr="*fp16",
             v_sum_ptr="*fp32", v_span_ptr="*i32", h_span_ptr="*i32",
@@ -257,7 +271,7 @@ def compile_cases() -> list[CompileCase]:
         signature = {name: "fp32" if name.startswith(("scale_", "bias_")) else "i32" for name in names}
         signature |= {name: kind + ":16" for name, kind in (pointers | dict(v_reach="i32", h_reach="i32")).items()}
         name = f"nv12_to_pixels-{name}"
-        return CompileCase(name, nv12_to_pixels_kernel, signature, constexprs, NUM_WARPS, NUM_STAGES)
+        return CompileCase(name, nv12_to_pixels_kernel, signature, constexprs, tile.num_warps, tile.num_stages)
 
     return [
         case("8bit-fp16", "*i16", "*fp16", 8, 16),
