@@ -21,7 +21,7 @@ from vsim_fast.ops.top_k import LONGEST_LIST, TopK, refuse_vector
 TILES = {
     "float32": Tile(16, 64, 32, 8, 2),
     "long list": Tile(16, 128, 64, 8, 3),
-    "few queries": Tile(16, 128, 128, 4, 2),
+    "few queries": Tile(16, 256, 64, 4, 3),
     "many queries": Tile(64, 128, 64, 8, 3),
 }
 LONG, FEW = 32, 16
