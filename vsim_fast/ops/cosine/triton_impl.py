@@ -208,6 +208,18 @@ def pack(score, index):
 
 
 @triton.jit
+def unpack_kernel(packed_ptr, scores_ptr, index_ptr, count, COSINE: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    entry = tl.load(packed_ptr + at, mask=at < count, other=0)
+    ordered = (entry >> 32).to(tl.int32)
+    score = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    if COSINE:
+        score = tl.where(score > 1, float("nan"), score)  # what stood for NaN
+    tl.store(scores_ptr + at, score, mask=at < count)
+    tl.store(index_ptr + at, 0x7FFFFFFF - (entry & 0x7FFFFFFF), mask=at < count)
+
+
+@triton.jit
 def best_match_kernel(
     a_ptr, b_ptr, inverse_a_ptr, inverse_b_ptr, best_a_ptr, best_b_ptr, rows_a, rows_b, dim, tiles_a, tiles_b,
     stride_an, stride_am, stride_ad, stride_bn, stride_bm, stride_bd,
@@ -264,6 +276,9 @@ TILES = {
 }
 
 
+UNPACKED = 1024  # entries per program
+
+
 def choose_tile(kernel: str, rows: int, dtype: torch.dtype, *, few: bool = False) -> Tile:
     """The table's tile, or the smallest square that holds `rows` where that is smaller.
 
@@ -309,17 +324,18 @@ def best_match(a: Tensor, b: Tensor) -> BestMatch:
                 a, b, inverse_norms(a), inverse_norms(b), *best.split(sizes), rows_a, rows_b, dim, tiles_a, tiles_b,
                 *a.stride(), *b.stride(), BM=tile.bm, BN=tile.bn, BK=tile.bk, **options(tile),
             )  # fmt: skip
-    scores, index = unpack(best)
-    (scores_ab, scores_ba), (index_ab, index_ba) = restore_nan(scores).split(sizes), index.split(sizes)
+    (scores_ab, scores_ba), (index_ab, index_ba) = (part.split(sizes) for part in unpack(best, cosine=True))
     ab, ba = (pairs, rows_a), (pairs, rows_b)
     return BestMatch(scores_ab.view(ab), index_ab.view(ab), scores_ba.view(ba), index_ba.view(ba))
 
 
-def unpack(best: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and indices of packed entries."""
-    ordered = (best >> 32).to(torch.int32)
-    scores = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
-    return scores, 0x7FFFFFFF - (best & 0x7FFFFFFF)
+def unpack(packed: Tensor, *, cosine: bool = False) -> tuple[Tensor, Tensor]:
+    """fp32 scores and int64 indices of contiguous packed entries, in one launch; `cosine`: scores above 1 are NaN."""
+    scores, index = torch.empty_like(packed, dtype=torch.float32), torch.empty_like(packed)
+    if count := packed.numel():
+        with torch.cuda.device_of(packed):
+            unpack_kernel[(triton.cdiv(count, UNPACKED),)](packed, scores, index, count, COSINE=cosine, BLOCK=UNPACKED)
+    return scores, index
 
 
 def gram(x: Tensor, reduce: str | None, k: int, out: Tensor | None):
@@ -456,6 +472,8 @@ def compile_cases() -> list[CompileCase]:
             "rows_a~ rows_b~ dim tiles_a~ tiles_b~ stride_an stride_am stride_bn stride_bm",
             archs=(arch,), stride_ad=1, stride_bd=1, BM=tile.bm, BN=tile.bn, BK=tile.bk,
         )  # fmt: skip
+    signature = dict(packed_ptr="*i64:16", scores_ptr="*fp32:16", index_ptr="*i64:16", count="i32")
+    cases.append(CompileCase("unpack", unpack_kernel, signature, dict(COSINE=True, BLOCK=UNPACKED)))
     tile = choose_tile("topk", 64, half)
     add(
         "topk-fp16", topk_kernel, tile, "x_ptr:fp16 inverse_ptr:fp32 values_ptr:fp32 indices_ptr:i64",
