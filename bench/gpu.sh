@@ -104,18 +104,26 @@ op_tests() {
 gpu_tests() { pytest_here tests --ignore tests/ops -m "needs_cuda and not needs_nvdec" --require needs_cuda; }
 nvdec_tests() { pytest_here tests -m needs_nvdec --require needs_nvdec; }
 
-# sanitize TOOL TESTS: races can be told in the compiled core alone, whose shared memory no copy engine writes
+# sanitize TOOL TESTS [OPTION…]
 sanitize() {
-  echo "-- $1"
-  compute-sanitizer --tool "$1" --error-exitcode 9 --target-processes all --report-api-errors no --print-limit 20 \
-    "$python" -m pytest -q -p no:cacheprovider -p no:benchmark tests/ops -k "$2"
+  local tool=$1 tests=$2
+  shift 2
+  echo "-- $tool"
+  compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all --require-cuda-init no \
+    --report-api-errors no --print-limit 20 "$@" \
+    "$python" -m pytest -q -p no:cacheprovider -p no:benchmark tests/ops -k "$tests" --require needs_cuda
 }
 sanitizer() {
-  local core="cuda and (few_short_series or given_costs or test_derivatives) and not source"
+  local core="cuda and (few_short_series or given_costs or test_derivatives) and not source and not emulated"
   local shapes="position_similarity-T17 or intra_frame_similarity-T1-P150 or B2-37x70 or Q17-N300 or 10-bit-odd"
+  local own="--kernel-name kns=4vsim" code=0 # the namespace in the mangled names of our own kernels
   # Without torch's cache every block is an allocation, so that what runs over its end shows.
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize memcheck "($core) or (triton and not bfloat16 and ($shapes))" &&
-    sanitize racecheck "$core" && sanitize synccheck "$core"
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 sanitize memcheck "($core) or (triton and not bfloat16 and ($shapes))" || code=1
+  # shellcheck disable=SC2086
+  sanitize racecheck "$core" $own || code=1
+  # shellcheck disable=SC2086
+  sanitize synccheck "$core" $own || code=1
+  return "$code"
 }
 time_ops() { pytest_here bench/test_ops.py --rows "$out" ${1:+"$1"}; }
 time_engine() { pytest_here bench/test_end_to_end.py -k "engine or readers" --rows "$out"; }

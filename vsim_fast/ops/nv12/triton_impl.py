@@ -49,14 +49,14 @@ def _load_words(at, cols, inside, right_inside, PAIRED: tl.constexpr, BITS: tl.c
 
 
 @triton.jit
-def _halves(word, BITS: tl.constexpr):
-    """The low and the high half of each word, as numbers: fp16 for 8 bits, else fp32."""
+def _halves(word, zero: tl.constexpr, BITS: tl.constexpr):
+    """The low and the high half of each word, less `zero`, as numbers: fp16 for 8 bits, else fp32."""
     if BITS == 8:  # fp16 1024 + n has the bit pattern 0x6400 + n: no conversion instruction, two pixels per operation
-        low = ((word & 0xFF) | 0x6400).to(tl.float16, bitcast=True) - 1024.0
-        high = (((word >> 8) & 0xFF) | 0x6400).to(tl.float16, bitcast=True) - 1024.0
+        low = ((word & 0xFF) | 0x6400).to(tl.float16, bitcast=True) - (1024.0 + zero)
+        high = (((word >> 8) & 0xFF) | 0x6400).to(tl.float16, bitcast=True) - (1024.0 + zero)
     else:
-        low = (word & 0xFFFF).to(tl.float32)
-        high = ((word >> 16) & 0xFFFF).to(tl.float32)
+        low = (word & 0xFFFF).to(tl.float32) - zero
+        high = ((word >> 16) & 0xFFFF).to(tl.float32) - zero
     return low, high
 
 
@@ -120,9 +120,7 @@ def nv12_to_pixels_kernel(
         cols_inside, right_inside = cols < pairs * QUANTUM, 2 * cols + 1 < width
         inside = (2 * rows < height)[:, None] & cols_inside
         uv_at = uv_ptr + rows[:, None].to(tl.int64) * uv_stride_h * QUANTUM
-        u, v = _halves(_load_words(uv_at, cols, inside, inside, PAIRED, BITS), BITS)
-        u -= c_bias
-        v -= c_bias
+        u, v = _halves(_load_words(uv_at, cols, inside, inside, PAIRED, BITS), c_bias, BITS)
         chroma_r = v * rv + y_bias
         chroma_g = u * gu + (v * gv + y_bias)
         chroma_b = u * bu + y_bias
@@ -130,7 +128,7 @@ def nv12_to_pixels_kernel(
             luma_rows = 2 * rows + parity
             inside = (luma_rows < height)[:, None] & cols_inside
             y_at = y_ptr + luma_rows[:, None].to(tl.int64) * y_stride_h * QUANTUM
-            y0, y1 = _halves(_load_words(y_at, cols, inside, inside & right_inside, PAIRED, BITS), BITS)
+            y0, y1 = _halves(_load_words(y_at, cols, inside, inside & right_inside, PAIRED, BITS), 0.0, BITS)
             wv = tl.load(wv_at + parity * TH * v_reach + row + tl.arange(0, KH)[None, :])  # [TH, KH]
             r0 = tl.dot(wv, _levels(y0, chroma_r, y_scale, SATURATE), r0)
             g0 = tl.dot(wv, _levels(y0, chroma_g, y_scale, SATURATE), g0)
