@@ -8,9 +8,9 @@ where not from memory), FLOPs of whole tiles. On an H200 at 4.3 TB/s, 790 TFLOP/
     intra-frame        104    315    172   as in cuBLAS arithmetic should bind; tiles of 128 x 256 read 275
     best_match         125    552    247   the same; 128 x 256: 460. Memory counts the inputs twice, first for the norms
     position            60     39     49   memory: one read of the tensor, so what counts is loads in flight
-    nv12                51     55     71   filters are whole matrices: FLOPs fall with a tile's height, reads rise; under
-                                           64 rows the matrix instructions are a warp's, at 60 % of that rate; and to
-                                           issue 500 instructions per warp and step takes 115 if nothing ever waits
+    nv12                51     55     71   filters are whole matrices: FLOPs fall with a tile's height, reads rise;
+                                           under 64 rows the matrix instructions are a warp's, at 60 % of that rate;
+                                           issue of 500 instructions per warp and step takes 115 if nothing ever waits
     top_k, 100 of 1M   357    768    249   queries are read again for every tile of vectors, these once per 64 queries
     top_k, 1 of 1M     357    272     31   memory
     inverse_norms       31                 memory
