@@ -265,13 +265,13 @@ def test_triton_rejects_float64():
 
 
 @pytest.mark.skipif(not RUNS_TRITON, reason="no CUDA device, kernels not interpreted")
-@pytest.mark.parametrize("rows", [1, 16, 17, 33, 64, 65, 97])
-def test_tiles_wider_than_high_give_the_same(monkeypatch, rows):
+@pytest.mark.parametrize(("high", "rows"), [*((16, rows) for rows in (1, 16, 17, 33, 64, 65, 97)), (128, 513)])
+def test_tiles_wider_than_high_give_the_same(monkeypatch, high, rows):
     """Such tiles reach over the diagonal, and the last column of them over the edge."""
     from vsim_fast.ops.cosine import triton_impl
 
-    wide = triton_impl.Tile(16, 32, 64, 4, 3)
-    square = wide._replace(bn=16)
+    wide = triton_impl.Tile(high, 2 * high, 64, 4 if high < 128 else 8, 3)
+    square = wide._replace(bn=high)
     kernels = {"diagonal": square, "upper": wide, "best_match": wide, "best_match sm_90": wide}
     monkeypatch.setattr(triton_impl, "TILES", triton_impl.TILES | kernels)
     patches = make_patches((2, rows, 40), torch.float16)
