@@ -262,3 +262,29 @@ def test_best_match_rejects_mixed_dtypes():
 def test_triton_rejects_float64():
     with pytest.raises(TypeError, match="float64; use backend='reference'"):
         position_similarity(torch.zeros(2, 2, 2, dtype=torch.float64, device=DEVICE), backend="triton")
+
+
+@pytest.mark.skipif(not RUNS_TRITON, reason="no CUDA device, kernels not interpreted")
+@pytest.mark.parametrize(("high", "rows"), [*((16, rows) for rows in (1, 16, 17, 33, 64, 65, 97)), (128, 513)])
+def test_tiles_wider_than_high_give_the_same(monkeypatch, high, rows):
+    """Such tiles reach over the diagonal, and the last column of them over the edge."""
+    from vsim_fast.ops.cosine import triton_impl
+
+    wide = triton_impl.Tile(high, 2 * high, 64, 4 if high < 128 else 8, 3)
+    square = wide._replace(bn=high)
+    kernels = {"diagonal": square, "upper": wide, "best_match": wide, "best_match sm_90": wide}
+    monkeypatch.setattr(triton_impl, "TILES", triton_impl.TILES | kernels)
+    patches = make_patches((2, rows, 40), torch.float16)
+    got = intra_frame_similarity(patches, backend="triton")
+    want = intra_frame_similarity(patches.double(), backend="reference")
+    assert_matches_reference(got, want, dtype=torch.float16)
+    assert torch.equal(got, got.mT)
+    stats, entries = intra_frame_similarity(patches, reduce="stats", backend="triton"), want.flatten(1)
+    oracle = (entries.mean(1), entries.std(1, correction=0), entries.amin(1), entries.amax(1))
+    for field, expected in zip(stats[:4], oracle, strict=True):
+        assert_matches_reference(field, expected, dtype=torch.float32)
+    other = make_patches((2, rows // 2 + 1, 40), torch.float16)
+    got = best_match(patches, other, backend="triton")
+    want = best_match(patches.double(), other.double(), backend="reference")
+    assert_matches_reference(got.scores_ab, want.scores_ab, dtype=torch.float16)
+    assert_matches_reference(got.scores_ba, want.scores_ba, dtype=torch.float16)

@@ -225,6 +225,19 @@ def test_cuda_matches_cpp_and_reference(dim, changes):
 
 
 @pytest.mark.needs_cuda
+@pytest.mark.parametrize("dim", [1, 2, 3, 4, 5, 40])
+def test_cuda_on_few_short_series(dim):
+    """Every kernel on little work, also for tools that watch each access."""
+    x, y = walks([1, 33, 70], dim), walks([5, 31, 140], dim, seed=1)
+    on_device = [[item.cuda() for item in items] for items in (x, y)]
+    for changes in ({}, dict(sakoe_chiba_radius=4), dict(open_begin=True, open_end=True), dict(normalize="path")):
+        got = dtw(*on_device, backend="cuda", **changes)
+        assert_close(got, dtw(x, y, backend="cpp", **changes), rtol=1e-5)
+    assert_close(dtw_pairwise(on_device[0], backend="cuda"), dtw_pairwise(x, backend="cpp"), rtol=1e-5)
+    assert_close(dtw_pairwise(*on_device, backend="cuda"), dtw_pairwise(x, y, backend="cpp"), rtol=1e-5)
+
+
+@pytest.mark.needs_cuda
 @pytest.mark.parametrize("dim", [2, 48])
 def test_cuda_all_pairs_match_cpp(dim):
     lengths = [1 + 37 * k % 400 for k in range(60)]

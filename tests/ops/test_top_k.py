@@ -116,6 +116,14 @@ def test_ties_go_to_the_smaller_index(backend, Q, dtype):
     assert torch.equal(got.index, order.indices[:, :30]) and torch.equal(got.scores, order.values[:, :30])
 
 
+@pytest.mark.needs_cuda  # the interpreter gets bf16 dot products wrong
+@pytest.mark.parametrize("shape", SHAPES, ids=ids)
+def test_triton_on_bfloat16_matches_reference(shape):
+    Q, N, D, k = shape
+    queries, vectors = unit(Q, D, dtype=torch.bfloat16), unit(N, D, seed=1, dtype=torch.bfloat16)
+    assert_best(run("triton", queries, vectors, k), queries, vectors, k)
+
+
 @pytest.mark.parametrize("Q", [1, 9])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_zero_vectors_score_zero(backend, Q):

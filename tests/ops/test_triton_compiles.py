@@ -30,3 +30,20 @@ def test_triton_kernels_compile_without_spills():
     assert not {
         name: row["shared_bytes"] for name, row in rows.items() if row["shared_bytes"] > SHARED_LIMIT[name[-2:]]
     }
+
+
+def test_tuning_candidates_reach_the_kernels():
+    """Each is a launchable setting of a table's entry, and the compile case that the tuner counts is made of it."""
+    from tune import KERNELS
+
+    for name, kernel in KERNELS.items():
+        table = dict(kernel.module.TILES)
+        settings = []
+        for tile in kernel.tiles():
+            assert all(size > 0 and size & (size - 1) == 0 for size in tile[:-1]), (name, tile)  # all but num_stages
+            assert kernel.work(tile).memory > 0
+            kernel.use(tile)
+            case = kernel.compile_case()
+            settings.append((case.num_warps, case.num_stages, *map(str, case.constexprs.values())))
+            kernel.module.TILES.update(table)
+        assert len(set(settings)) == len(settings), name

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from video.clips import encode, stream_copy
 
 from vsim_fast.errors import DeviceError
 from vsim_fast.video import DecodeReport, Sampling, open_video, plan, probe
-from vsim_fast.video._nvdec import SENTINEL, NvdecBackend, NvdecError, why_not_file
+from vsim_fast.video._nvdec import SENTINEL, NvdecBackend, NvdecError, hardware_limits, why_not_file
 
 
 @pytest.fixture(scope="module")
@@ -45,22 +49,62 @@ SAMPLINGS = {
 }
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
-@pytest.mark.parametrize("kind", ["8bit", "10bit", "trimmed"])
-def test_planes_equal_pyav(tmp_path, clip, kind, sampling):
-    path = clip
-    if kind == "10bit":
-        path = encode(
-            tmp_path / "hdr.mp4", 60, codec="libx265", pix_fmt="yuv420p10le", options={"x265-params": "log-level=none"}
-        )
-    if kind == "trimmed":
-        path = stream_copy(clip, tmp_path / "trimmed.mp4", start_seconds=0.1)
+H265 = {"codec": "libx265", "options": {"x265-params": "log-level=none"}}
+WEBM = {"options": {"deadline": "realtime", "cpu-used": "8"}, "time_base": Fraction(1, 1000), "pts": range(0, 1485, 33)}
+VARIABLE = np.cumsum(np.random.default_rng(1).integers(300, 4000, 45)).tolist()
+CLIPS = {  # name -> file and how it is made; larger than the smallest that NVDEC takes of each codec
+    "h264": ("a.mp4", {}),
+    "long-gop": ("gop.mp4", {"gop": 250}),
+    "open-gop": ("open.mp4", {"options": {"x264-params": "open-gop=1:keyint=12:scenecut=0"}}),
+    "intra": ("intra.mp4", {"gop": 1, "b_frames": 0}),
+    "variable": ("variable.mp4", {"pts": VARIABLE}),
+    "transport": ("a.ts", {}),
+    "matroska": ("a.mkv", {}),
+    "not-of-16": ("size.mp4", {"width": 170, "height": 150}),
+    "hevc": ("hevc.mp4", H265),
+    "hevc-10bit": ("hdr.mp4", H265 | {"pix_fmt": "yuv420p10le"}),
+    "vp8": ("vp8.webm", WEBM | {"codec": "libvpx"}),
+    "vp9": ("vp9.webm", WEBM | {"codec": "libvpx-vp9"}),
+    "trimmed": ("trimmed.mp4", None),
+}
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    """Path of a clip of `CLIPS`, made once."""
+    folder = tmp_path_factory.mktemp("kinds")
+
+    def make(name):
+        file, options = CLIPS[name]
+        path = folder / file
+        if not path.exists() and options is None:
+            stream_copy(make("h264"), path, start_seconds=0.5)
+        elif not path.exists():
+            encode(path, 45, **{"width": 176, "height": 144, **options})
+        return path
+
+    return make
+
+
+def assert_planes_equal_pyav(batches, path, sampling):
     got = []
-    for batch in backend(path, sampling, poison=True):
-        got.append((batch.index.clone(), batch.y.clone(), batch.uv.clone()))
+    for batch in batches:
+        got.append((batch.index.clone(), batch.y.cpu().clone(), batch.uv.cpu().clone()))
         batch.release()
     for ours, theirs in zip(map(torch.cat, zip(*got, strict=True)), pyav_planes(path, sampling), strict=True):
-        assert torch.equal(ours, theirs)
+        assert np.array_equal(ours.numpy(), theirs.numpy())  # torch compares no uint16 on every device
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_planes_equal_pyav(make, name):
+    path = make(name)
+    for sampling in (Sampling("all"), Sampling(fps=7)):
+        assert_planes_equal_pyav(backend(path, sampling, poison=True), path, sampling)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_planes_under_every_rule_equal_pyav(clip, sampling):
+    assert_planes_equal_pyav(backend(clip, sampling, poison=True), clip, sampling)
 
 
 class CopyAtOnce(fake_nvdec.Runtime):
@@ -162,14 +206,103 @@ def test_file_is_refused_with_a_reason(clip, change, words):
     assert why_not_file(probe(clip), "planes") is None and "rgb" in why_not_file(probe(clip), "rgb")
 
 
+def look_again(batches, path):
+    """Frames of the first batch, unreleased, are the same after all others have been decoded and given back."""
+    batches = iter(batches)
+    first = next(batches)
+    for batch in batches:
+        batch.release()
+    want = pyav_planes(path, Sampling("all"))
+    assert sum(len(plane) for plane in want[:1]) > 100 + len(first)
+    for ours, theirs in zip((first.y, first.uv), want[1:], strict=True):
+        assert np.array_equal(ours.cpu().numpy(), theirs[: len(first)].numpy())
+
+
+def test_frame_is_the_same_after_100_others(tmp_path):
+    path = encode(tmp_path / "long.mp4", 130)
+    look_again(backend(path, Sampling("all"), poison=True), path)
+
+
+def open_on_gpu(path, sampling, **options):
+    return open_video(path, sampling, decoder="nvdec", device="cuda", batch_size=7, **options)
+
+
 @pytest.mark.needs_nvdec
 @pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
-def test_real_nvdec_planes_equal_pyav(clip, sampling):
-    with open_video(clip, sampling, decoder="nvdec", device="cuda", batch_size=7) as reader:
-        got = []
-        for batch in reader:
-            got.append((batch.index.clone(), batch.y.cpu(), batch.uv.cpu()))
-            batch.release()
+def test_real_nvdec_under_every_rule_equals_pyav(clip, sampling):
+    with open_on_gpu(clip, sampling) as reader:
+        assert_planes_equal_pyav(reader, clip, sampling)
     assert reader.report.backend == "nvdec", reader.report.fallback_reason
-    for ours, theirs in zip(map(torch.cat, zip(*got, strict=True)), pyav_planes(clip, sampling), strict=True):
-        assert np.array_equal(ours.numpy(), theirs.numpy())
+
+
+@pytest.mark.needs_nvdec
+@pytest.mark.parametrize("name", CLIPS)
+def test_real_nvdec_planes_equal_pyav(make, name):
+    path = make(name)
+    for sampling in (Sampling("all"), Sampling(fps=7)):
+        with open_on_gpu(path, sampling) as reader:
+            assert_planes_equal_pyav(reader, path, sampling)
+        assert reader.report.backend == "nvdec", reader.report.fallback_reason
+
+
+@pytest.mark.needs_nvdec
+def test_real_nvdec_in_eight_threads(make):
+    """Readers of different codecs and rules at once, several of the same clip, each on a stream of its own."""
+    work = [(make(name), Sampling(fps=fps)) for name in ("h264", "hevc", "vp9", "hevc-10bit") for fps in (7, 30)]
+
+    def check(path, sampling):
+        for _ in range(3):
+            with open_on_gpu(path, sampling) as reader:
+                assert_planes_equal_pyav(reader, path, sampling)
+
+    with ThreadPoolExecutor(len(work)) as pool:
+        list(pool.map(check, *zip(*work, strict=True)))
+
+
+@pytest.mark.needs_nvdec
+def test_real_frame_is_the_same_after_100_others(tmp_path):
+    path = encode(tmp_path / "long.mp4", 130)
+    with open_on_gpu(path, Sampling("all")) as reader:
+        look_again(reader, path)
+
+
+@pytest.mark.needs_nvdec
+def test_real_unsupported_clip_then_a_good_one(tmp_path, clip):
+    """4:4:4 H.264, which no NVDEC before Blackwell decodes."""
+    with pytest.raises(DeviceError, match="4:2:0"):
+        open_on_gpu(encode(tmp_path / "444.mp4", 30, pix_fmt="yuv444p"), Sampling("all"))
+    with open_on_gpu(clip, Sampling("all")) as reader:
+        assert_planes_equal_pyav(reader, clip, Sampling("all"))
+
+
+PASSED_OFF = """
+import sys
+from dataclasses import replace
+import torch
+from vsim_fast.video import DecodeReport, Sampling, open_video, plan, probe
+from vsim_fast.video._nvdec import NvdecBackend, NvdecError
+bad, good = sys.argv[1:]
+info = replace(probe(bad), pix_fmt="yuv420p")
+targets = plan(info, Sampling("all"))
+try:
+    list(NvdecBackend(info, targets, DecodeReport("nvdec", len(targets)), batch_size=7, device=torch.device("cuda")))
+    sys.exit("nothing was raised")
+except NvdecError as error:
+    print("raised:", error)
+with open_video(good, Sampling("all"), decoder="nvdec", device="cuda") as reader:
+    print("good frames:", sum(map(len, reader)))
+"""
+
+
+@pytest.mark.needs_nvdec
+def test_real_decoder_outlives_what_the_library_refuses(tmp_path, clip):
+    """The same passed off as 4:2:0, in a process of its own: the library throws where its parser calls it back."""
+    bad = encode(tmp_path / "444.mp4", 30, width=176, height=144, pix_fmt="yuv444p")
+    run = subprocess.run([sys.executable, "-c", PASSED_OFF, str(bad), str(clip)], capture_output=True, text=True)
+    assert run.returncode == 0 and "good frames: 60" in run.stdout, (run.returncode, run.stdout, run.stderr)
+
+
+@pytest.mark.needs_nvdec
+def test_real_limits_are_told():
+    assert hardware_limits("h264", 8, 0)["width_max"] >= 4096
+    assert isinstance(hardware_limits("h264", 10, 0), str)

@@ -1,10 +1,10 @@
 """Fused Triton kernels. Position and intra-frame similarity are one kernel on [N, M, D] by strides.
 
-A tile of the Gram matrix is BM × BM dot products of vectors that are not normalised. On the diagonal a tile loads its
+A tile of the Gram matrix is dot products of vectors that are not normalised. On the diagonal it is BM × BM, loads its
 rows once for both operands, and the squared norms are its own diagonal: with M ≤ BM (position similarity of up to 128
 frames) that is the whole job, one read of the tensor. With M > BM the diagonal tiles go first and leave the inverse
-norms for a second launch over the tiles right of the diagonal, each stored twice. Inverse norms enter as one product
-per entry, inv_i · inv_j, so that mirrored entries are bitwise equal.
+norms for a second launch over the BM × BN tiles right of the diagonal, each stored twice. Inverse norms enter as one
+product per entry, inv_i · inv_j, so that mirrored entries are bitwise equal.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from vsim_fast.ops.cosine._results import BestMatch, SimilarityStats, TopMatches
 @triton.jit
 def dot_tile(
     a_ptr, b_ptr, row, col, rows_a, rows_b, dim, stride_am, stride_ad, stride_bm, stride_bd,
-    SAME: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    SAME: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """[BM, BM] fp32 dot products of rows `row` of a and `col` of b; SAME: both are the same rows, loaded once."""
+    """[BM, BN] fp32 dot products of rows `row` of a and `col` of b; SAME: both are the same rows, loaded once."""
     d = tl.arange(0, BK)
     a = a_ptr + row[:, None].to(tl.int64) * stride_am + d[None, :].to(tl.int64) * stride_ad  # [BM, BK]
-    b = b_ptr + col[:, None].to(tl.int64) * stride_bm + d[None, :].to(tl.int64) * stride_bd
-    acc = tl.zeros((BM, BM), dtype=tl.float32)
+    b = b_ptr + col[:, None].to(tl.int64) * stride_bm + d[None, :].to(tl.int64) * stride_bd  # [BN, BK]
+    acc = tl.zeros((BM, BN), dtype=tl.float32)
     step = tl.full((), BK, tl.int64)
     for start in range(0, dim, BK):
         inside = d[None, :] < dim - start
@@ -57,19 +57,27 @@ def cosine(acc, inverse_row, inverse_col):
 
 
 @triton.jit
-def upper_pair(index):
-    """(i, j) with i < j of the index-th pair, counted (0,1) (0,2) (1,2) (0,3) …"""
-    j = ((1 + tl.sqrt(1.0 + 8.0 * index)) / 2).to(tl.int32)
-    j -= (j * (j - 1) // 2 > index).to(tl.int32)  # the root is rounded
-    j += (j * (j + 1) // 2 <= index).to(tl.int32)
-    return index - j * (j - 1) // 2, j
+def tiles_before(j, WIDE: tl.constexpr):
+    """Tiles right of the diagonal in the tile columns before j, a tile being WIDE times as wide as high."""
+    return WIDE * (j * (j - 1) // 2) + (WIDE - 1) * j
+
+
+@triton.jit
+def upper_tile(index, WIDE: tl.constexpr):
+    """(i, j) of the index-th tile with an entry right of the diagonal tiles: by columns, from the top, as far as
+    i < WIDE · (j + 1) - 1. For WIDE = 1 that is (0,1) (0,2) (1,2) (0,3) …"""
+    half = 1.0 - WIDE / 2
+    j = ((half + tl.sqrt(half * half + 2.0 * WIDE * index)) / WIDE).to(tl.int32)
+    j -= (tiles_before(j, WIDE) > index).to(tl.int32)  # the root is rounded
+    j += (tiles_before(j + 1, WIDE) <= index).to(tl.int32)
+    return index - tiles_before(j, WIDE), j
 
 
 @triton.jit
 def gram_kernel(
     x_ptr, inverse_ptr, out_ptr, stats_ptr, rows, dim, tiles, pairs,
     stride_xn, stride_xm, stride_xd, stride_on, stride_om, stride_oc,
-    DIAGONAL: tl.constexpr, STATS: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
+    DIAGONAL: tl.constexpr, STATS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     if DIAGONAL:
@@ -79,13 +87,13 @@ def gram_kernel(
         slot = i
     else:
         n = (pid // pairs).to(tl.int64)
-        i, j = upper_pair(pid % pairs)
+        i, j = upper_tile(pid % pairs, BN // BM)
         slot = tiles + pid % pairs
     row = i * BM + tl.arange(0, BM)
-    col = j * BM + tl.arange(0, BM)
+    col = j * BN + tl.arange(0, BN)
     x = x_ptr + n * stride_xn
     acc = dot_tile(
-        x, x, row, col, rows, rows, dim, stride_xm, stride_xd, stride_xm, stride_xd, SAME=DIAGONAL, BM=BM, BK=BK
+        x, x, row, col, rows, rows, dim, stride_xm, stride_xd, stride_xm, stride_xd, SAME=DIAGONAL, BM=BM, BN=BN, BK=BK
     )
     inverse = inverse_ptr + n * rows
     if DIAGONAL:
@@ -96,10 +104,11 @@ def gram_kernel(
     else:
         inverse_row = tl.load(inverse + row, mask=row < rows, other=0.0)
         inverse_col = tl.load(inverse + col, mask=col < rows, other=0.0)
-    scores = cosine(acc, inverse_row, inverse_col)  # [BM, BM]
-    inside = (row[:, None] < rows) & (col[None, :] < rows)
+    scores = cosine(acc, inverse_row, inverse_col)  # [BM, BN]
+    first = j * BN if DIAGONAL else tl.maximum(j * BN, (i + 1) * BM)  # column: a wide tile may reach over the diagonal
+    inside = (row[:, None] < rows) & (col[None, :] < rows) & (col[None, :] >= first)
     if STATS:
-        count = tl.minimum(rows - i * BM, BM) * tl.minimum(rows - j * BM, BM)
+        count = tl.minimum(rows - i * BM, BM) * (tl.minimum(rows, (j + 1) * BN) - first)
         mean = tl.sum(tl.sum(tl.where(inside, scores, 0.0), 1), 0) / count
         apart = tl.where(inside, scores - mean, 0.0)
         stats = stats_ptr + (n * (tiles + pairs) + slot) * 4
@@ -152,8 +161,9 @@ def topk_kernel(
     for j in range(0, tiles):
         col = j * BM + tl.arange(0, BM)
         acc = dot_tile(
-            x, x, row, col, rows, rows, dim, stride_xm, stride_xd, stride_xm, stride_xd, SAME=False, BM=BM, BK=BK
-        )
+            x, x, row, col, rows, rows, dim, stride_xm, stride_xd, stride_xm, stride_xd,
+            SAME=False, BM=BM, BN=BM, BK=BK,
+        )  # fmt: skip
         scores = cosine(acc, inverse_row, tl.load(inverse + col, mask=col < rows, other=0.0))
         scores = tl.where(scores == scores, scores, 3.0)  # NaN outranks all and is put back by the launcher
         scores = tl.where((col[None, :] < rows) & (row[:, None] != col[None, :]), scores, -3.0)
@@ -198,9 +208,22 @@ def pack(score, index):
 
 
 @triton.jit
+def unpack_kernel(packed_ptr, scores_ptr, index_ptr, count, COSINE: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    entry = tl.load(packed_ptr + at, mask=at < count, other=0)
+    ordered = (entry >> 32).to(tl.int32)
+    score = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    if COSINE:
+        score = tl.where(score > 1, float("nan"), score)  # what stood for NaN
+    tl.store(scores_ptr + at, score, mask=at < count)
+    tl.store(index_ptr + at, 0x7FFFFFFF - (entry & 0x7FFFFFFF), mask=at < count)
+
+
+@triton.jit
 def best_match_kernel(
     a_ptr, b_ptr, inverse_a_ptr, inverse_b_ptr, best_a_ptr, best_b_ptr, rows_a, rows_b, dim, tiles_a, tiles_b,
-    stride_an, stride_am, stride_ad, stride_bn, stride_bm, stride_bd, BM: tl.constexpr, BK: tl.constexpr,
+    stride_an, stride_am, stride_ad, stride_bn, stride_bm, stride_bd,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """One tile of one pair: its row and column maxima go into the per-row results by 64-bit atomic maximum, whose
     outcome does not depend on the order of arrival."""
@@ -208,10 +231,10 @@ def best_match_kernel(
     n = (pid // (tiles_a * tiles_b)).to(tl.int64)
     tile = pid % (tiles_a * tiles_b)
     row = (tile // tiles_b) * BM + tl.arange(0, BM)
-    col = (tile % tiles_b) * BM + tl.arange(0, BM)
+    col = (tile % tiles_b) * BN + tl.arange(0, BN)
     acc = dot_tile(
         a_ptr + n * stride_an, b_ptr + n * stride_bn, row, col, rows_a, rows_b, dim,
-        stride_am, stride_ad, stride_bm, stride_bd, SAME=False, BM=BM, BK=BK,
+        stride_am, stride_ad, stride_bm, stride_bd, SAME=False, BM=BM, BN=BN, BK=BK,
     )  # fmt: skip
     inverse_row = tl.load(inverse_a_ptr + n * rows_a + row, mask=row < rows_a, other=0.0)
     inverse_col = tl.load(inverse_b_ptr + n * rows_b + col, mask=col < rows_b, other=0.0)
@@ -228,30 +251,47 @@ def best_match_kernel(
 
 
 class Tile(NamedTuple):
-    """Block sizes and launch options of a Gram-like kernel."""
+    """Block sizes and launch options: a tile of bm × bn takes bk of the dimensions at a time."""
 
     bm: int
+    bn: int
     bk: int
     num_warps: int
     num_stages: int
 
 
-NORMS = Tile(16, 256, 4, 3)
-MEANS = Tile(32, 128, 4, 3)
+# Of half-precision matrices large enough to fill them; bench/tune.py times others. Right of the diagonal bm is the
+# diagonal's. Two programs of 128² fit on an SM: on 8 warps 64 accumulators per thread, bk = 64 is 128 bytes, one cache
+# line, per row; 4 stages of one operand take 64 KiB, 3 stages of two 96 KiB. The two sweeps of best_match need so many
+# registers that 8 warps leave room for one program; 4 warps leave room for two, but spill with the warp-level matrix
+# instructions of GPUs before sm_90. Lists of topk live in registers beside the accumulators.
+TILES = {
+    "diagonal": Tile(128, 128, 64, 8, 4),
+    "upper": Tile(128, 128, 64, 8, 3),
+    "best_match": Tile(128, 128, 64, 8, 3),
+    "best_match sm_90": Tile(128, 128, 64, 4, 3),
+    "topk": Tile(64, 64, 64, 4, 3),
+    "inverse_norms": Tile(16, 1, 256, 4, 3),
+    "frame_means": Tile(32, 1, 128, 4, 3),
+}
 
 
-def choose_tile(rows: int, dtype: torch.dtype, *, one_operand: bool, few: bool = False) -> Tile:
-    """The smallest tile that holds `rows`, up to what registers and shared memory allow two programs per SM.
+UNPACKED = 1024  # entries per program
 
-    Half precision: 128² on 8 warps is 64 accumulators per thread; BK = 64 is 128 bytes, one cache line, per row; 4
-    stages of one operand take 64 KiB, 3 stages of two 96 KiB. float32 runs on the FMA units from registers: 64², or
-    32² where a `few` tiles must fill the machine.
+
+def choose_tile(kernel: str, rows: int, dtype: torch.dtype, *, few: bool = False) -> Tile:
+    """The table's tile, or the smallest square that holds `rows` where that is smaller.
+
+    float32 runs on the FMA units from registers: 64², or 32² where a `few` tiles must fill the machine.
     """
     fits = max(16, triton.next_power_of_2(rows))
     if dtype == torch.float32:
-        return Tile(min(fits, 32 if few else 64), 32, 4, 2)
-    bm = min(fits, 128)
-    return Tile(bm, 64, 8 if bm == 128 else 4, 4 if one_operand else 3)
+        side = min(fits, 32 if few else 64)
+        return Tile(side, side, 32, 4, 2)
+    tile = TILES[kernel]
+    if fits < tile.bm:
+        return tile._replace(bm=fits, bn=fits, num_warps=min(tile.num_warps, 4))
+    return tile if fits >= 2 * tile.bn else tile._replace(bn=tile.bm)  # few wide tiles are half outside
 
 
 def position_similarity(patches: Tensor, *, reduce: str | None, k: int, out: Tensor | None):
@@ -273,32 +313,29 @@ def best_match(a: Tensor, b: Tensor) -> BestMatch:
     pairs, rows_a, dim = a.shape
     rows_b = b.shape[1]
     hopper = a.is_cuda and torch.cuda.get_device_capability(a.device) >= (9, 0)
-    tile = best_match_tile(max(rows_a, rows_b), a.dtype, hopper)
-    tiles_a, tiles_b = triton.cdiv(rows_a, tile.bm), triton.cdiv(rows_b, tile.bm)
+    tile = choose_tile("best_match sm_90" if hopper else "best_match", max(rows_a, rows_b), a.dtype)
+    tiles_a, tiles_b = triton.cdiv(rows_a, tile.bm), triton.cdiv(rows_b, tile.bn)
     lowest = torch.iinfo(torch.int64).min
-    best = [torch.full((pairs, rows), lowest, dtype=torch.int64, device=a.device) for rows in (rows_a, rows_b)]
+    sizes = pairs * rows_a, pairs * rows_b
+    best = torch.full((sum(sizes),), lowest, dtype=torch.int64, device=a.device)
     if pairs:
         with torch.cuda.device_of(a):
             best_match_kernel[(pairs * tiles_a * tiles_b,)](
-                a, b, inverse_norms(a), inverse_norms(b), *best, rows_a, rows_b, dim, tiles_a, tiles_b,
-                *a.stride(), *b.stride(), BM=tile.bm, BK=tile.bk, **options(tile),
+                a, b, inverse_norms(a), inverse_norms(b), *best.split(sizes), rows_a, rows_b, dim, tiles_a, tiles_b,
+                *a.stride(), *b.stride(), BM=tile.bm, BN=tile.bn, BK=tile.bk, **options(tile),
             )  # fmt: skip
-    (scores_ab, index_ab), (scores_ba, index_ba) = map(unpack, best)
-    return BestMatch(scores_ab, index_ab, scores_ba, index_ba)
+    (scores_ab, scores_ba), (index_ab, index_ba) = (part.split(sizes) for part in unpack(best, cosine=True))
+    ab, ba = (pairs, rows_a), (pairs, rows_b)
+    return BestMatch(scores_ab.view(ab), index_ab.view(ab), scores_ba.view(ba), index_ba.view(ba))
 
 
-def best_match_tile(rows: int, dtype: torch.dtype, hopper: bool) -> Tile:
-    """Two sweeps over a tile need so many registers that 8 warps leave room for one program per SM; 4 warps leave room
-    for two, but spill with the warp-level matrix instructions of earlier GPUs."""
-    tile = choose_tile(rows, dtype, one_operand=False)
-    return tile._replace(num_warps=4) if hopper else tile
-
-
-def unpack(best: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and indices of packed int64 maxima."""
-    ordered = (best >> 32).to(torch.int32)
-    scores = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
-    return restore_nan(scores), 0x7FFFFFFF - (best & 0x7FFFFFFF)
+def unpack(packed: Tensor, *, cosine: bool = False) -> tuple[Tensor, Tensor]:
+    """fp32 scores and int64 indices of contiguous packed entries, in one launch; `cosine`: scores above 1 are NaN."""
+    scores, index = torch.empty_like(packed, dtype=torch.float32), torch.empty_like(packed)
+    if count := packed.numel():
+        with torch.cuda.device_of(packed):
+            unpack_kernel[(triton.cdiv(count, UNPACKED),)](packed, scores, index, count, COSINE=cosine, BLOCK=UNPACKED)
+    return scores, index
 
 
 def gram(x: Tensor, reduce: str | None, k: int, out: Tensor | None):
@@ -307,31 +344,38 @@ def gram(x: Tensor, reduce: str | None, k: int, out: Tensor | None):
     matrices, rows, dim = x.shape
     if reduce == "topk":
         return gram_topk(x, k)
-    tile = choose_tile(rows, x.dtype, one_operand=True, few=matrices == 1)
-    tiles = triton.cdiv(rows, tile.bm)
-    pairs = tiles * (tiles - 1) // 2
+    few = matrices == 1
+    on, right = (choose_tile(kernel, rows, x.dtype, few=few) for kernel in ("diagonal", "upper"))
+    right = right._replace(bm=on.bm, bn=max(on.bm, right.bn))
+    tiles = triton.cdiv(rows, on.bm)
+    last, wide = triton.cdiv(rows, right.bn) - 1, right.bn // right.bm  # as in upper_tile
+    pairs = wide * (last * (last - 1) // 2) + (wide - 1) * last + min(wide * (last + 1), tiles) - 1
     inverse = torch.empty(matrices, rows, dtype=torch.float32, device=x.device)
     stats, out_strides = None, (0, 0, 0)
     if reduce == "stats":
         stats = torch.empty(matrices, tiles + pairs, 4, dtype=torch.float32, device=x.device)
     else:
         out_strides = out.stride()
-    for diagonal, count in ((True, tiles), (False, pairs)):
+    for tile, diagonal, count in ((on, True, tiles), (right, False, pairs)):
         if matrices * count:
-            launch = tile if diagonal else choose_tile(rows, x.dtype, one_operand=False, few=matrices == 1)
             with torch.cuda.device_of(x):
                 gram_kernel[(matrices * count,)](
                     x, inverse, out, stats, rows, dim, tiles, pairs, *x.stride(), *out_strides,
-                    DIAGONAL=diagonal, STATS=stats is not None, BM=tile.bm, BK=tile.bk, **options(launch),
+                    DIAGONAL=diagonal, STATS=stats is not None, BM=tile.bm, BN=tile.bn, BK=tile.bk, **options(tile),
                 )  # fmt: skip
-    return out if stats is None else pool_tiles(stats.double(), rows, tile.bm)
+    return out if stats is None else pool_tiles(stats.double(), rows, right.bm, right.bn)
 
 
-def pool_tiles(stats: Tensor, rows: int, bm: int) -> SimilarityStats:
+def pool_tiles(stats: Tensor, rows: int, bm: int, bn: int) -> SimilarityStats:
     """Statistics of whole matrices from [N, tiles + pairs, (mean, squares, min, max)] in the order of `gram_kernel`."""
-    sides = torch.tensor([min(bm, rows - start) for start in range(0, rows, bm)], dtype=torch.float64)
-    j, i = torch.tril_indices(len(sides), len(sides), -1)
-    count = torch.cat([sides.square(), 2 * sides[i] * sides[j]]).to(stats.device)  # mirrored tiles count twice
+    top = torch.arange(0, rows, bm)
+    sides = (rows - top).clamp_max(bm)
+    left = torch.arange(0, rows, bn)
+    stacked = ((left + bn) // bm).clamp_max(len(top)) - 1  # tiles in each column
+    j = torch.arange(len(left)).repeat_interleave(stacked)
+    i = torch.arange(len(j)) - (stacked.cumsum(0) - stacked)[j]
+    wide = (rows - left[j]).clamp_max(bn) - (top[i] + bm - left[j]).clamp_min(0)
+    count = torch.cat([sides.square(), 2 * sides[i] * wide]).double().to(stats.device)  # mirrored tiles count twice
     mean, squares, low, high = stats.unbind(-1)
     squares = torch.cat([squares[:, : len(sides)], 2 * squares[:, len(sides) :]], 1)
     low, high = (torch.where(mean.isnan(), mean, bound) for bound in (low, high))
@@ -340,7 +384,7 @@ def pool_tiles(stats: Tensor, rows: int, bm: int) -> SimilarityStats:
 
 def gram_topk(x: Tensor, k: int) -> TopMatches:
     matrices, rows, dim = x.shape
-    tile = topk_tile(rows, x.dtype)
+    tile = choose_tile("topk", min(rows, 64), x.dtype)
     tiles = triton.cdiv(rows, tile.bm)
     values = torch.empty(matrices, rows, k, dtype=torch.float32, device=x.device)
     indices = torch.empty(matrices, rows, k, dtype=torch.int64, device=x.device)
@@ -354,20 +398,15 @@ def gram_topk(x: Tensor, k: int) -> TopMatches:
     return TopMatches(restore_nan(values), indices.gather(-1, order))
 
 
-def topk_tile(rows: int, dtype: torch.dtype) -> Tile:
-    """64² at most: the list and the candidates live in registers beside the accumulators."""
-    tile = choose_tile(min(rows, 64), dtype, one_operand=False)
-    return tile._replace(bm=min(tile.bm, 64))
-
-
 def inverse_norms(x: Tensor) -> Tensor:
     """[N, M] fp32 inverse norms of x [N, M, D], 0 for zero vectors: one read."""
     matrices, rows, dim = x.shape
     inverse = torch.empty(matrices, rows, dtype=torch.float32, device=x.device)
-    blocks = triton.cdiv(rows, NORMS.bm)
+    tile = TILES["inverse_norms"]
+    blocks = triton.cdiv(rows, tile.bm)
     with torch.cuda.device_of(x):
         inverse_norms_kernel[(matrices * blocks,)](
-            x, inverse, rows, dim, blocks, *x.stride(), BM=NORMS.bm, BK=NORMS.bk, **options(NORMS)
+            x, inverse, rows, dim, blocks, *x.stride(), BM=tile.bm, BK=tile.bk, **options(tile)
         )
     return inverse
 
@@ -377,11 +416,12 @@ def frame_means(patches: Tensor) -> Tensor:
     check_dtype(patches)
     frames, positions, dim = patches.shape
     means = torch.empty(frames, dim, dtype=torch.float32, device=patches.device)
-    blocks = triton.cdiv(dim, MEANS.bk)
+    tile = TILES["frame_means"]
+    blocks = triton.cdiv(dim, tile.bk)
     if frames * blocks:
         with torch.cuda.device_of(patches):
             frame_means_kernel[(frames * blocks,)](
-                patches, means, positions, dim, blocks, *patches.stride(), BP=MEANS.bm, BD=MEANS.bk, **options(MEANS)
+                patches, means, positions, dim, blocks, *patches.stride(), BP=tile.bm, BD=tile.bk, **options(tile)
             )
     return means
 
@@ -416,33 +456,37 @@ def compile_cases() -> list[CompileCase]:
         ("bf16", torch.bfloat16, 1024, False, False),
         ("fp32", single, 100, True, False), ("fp32", single, 1024, False, False),
     ):  # fmt: skip
-        tile = choose_tile(rows, dtype, one_operand=diagonal)
+        tile = choose_tile("diagonal" if diagonal else "upper", rows, dtype)
         odd = "~" if rows % 16 else ""
         add(
             f"gram-{'diagonal' if diagonal else 'upper'}-{'stats' if stats else 'store'}-M{rows}-{kind}",
             gram_kernel, tile, f"x_ptr:{kind} inverse_ptr:fp32 out_ptr:{kind} stats_ptr:fp32",
             f"rows{odd} dim tiles~ pairs~ stride_xn stride_xm stride_on stride_om{odd}",
-            stride_xd=1, stride_oc=1, DIAGONAL=diagonal, STATS=stats, BM=tile.bm, BK=tile.bk,
+            stride_xd=1, stride_oc=1, DIAGONAL=diagonal, STATS=stats, BM=tile.bm, BN=tile.bn, BK=tile.bk,
         )  # fmt: skip
-    for arch in (80, 90):
-        tile = best_match_tile(1369, half, hopper=arch == 90)
+    for arch, kernel in ((80, "best_match"), (90, "best_match sm_90")):
+        tile = choose_tile(kernel, 1369, half)
         add(
-            f"best_match-{tile.num_warps}-warps-fp16", best_match_kernel, tile,
+            "best_match-fp16", best_match_kernel, tile,
             "a_ptr:fp16 b_ptr:fp16 inverse_a_ptr:fp32 inverse_b_ptr:fp32 best_a_ptr:i64 best_b_ptr:i64",
             "rows_a~ rows_b~ dim tiles_a~ tiles_b~ stride_an stride_am stride_bn stride_bm",
-            archs=(arch,), stride_ad=1, stride_bd=1, BM=tile.bm, BK=tile.bk,
+            archs=(arch,), stride_ad=1, stride_bd=1, BM=tile.bm, BN=tile.bn, BK=tile.bk,
         )  # fmt: skip
-    tile = topk_tile(1024, half)
+    signature = dict(packed_ptr="*i64:16", scores_ptr="*fp32:16", index_ptr="*i64:16", count="i32")
+    cases.append(CompileCase("unpack", unpack_kernel, signature, dict(COSINE=True, BLOCK=UNPACKED)))
+    tile = choose_tile("topk", 64, half)
     add(
         "topk-fp16", topk_kernel, tile, "x_ptr:fp16 inverse_ptr:fp32 values_ptr:fp32 indices_ptr:i64",
         "rows dim tiles stride_xn stride_xm", stride_xd=1, K=5, SLOTS=8, BM=tile.bm, BK=tile.bk,
     )  # fmt: skip
+    tile = TILES["inverse_norms"]
     add(
-        "inverse_norms-fp16", inverse_norms_kernel, NORMS, "x_ptr:fp16 inverse_ptr:fp32",
-        "rows dim blocks stride_xn stride_xm", stride_xd=1, BM=NORMS.bm, BK=NORMS.bk,
+        "inverse_norms-fp16", inverse_norms_kernel, tile, "x_ptr:fp16 inverse_ptr:fp32",
+        "rows dim blocks stride_xn stride_xm", stride_xd=1, BM=tile.bm, BK=tile.bk,
     )  # fmt: skip
+    tile = TILES["frame_means"]
     add(
-        "frame_means-fp16", frame_means_kernel, MEANS, "x_ptr:fp16 means_ptr:fp32",
-        "positions dim blocks~ stride_xt stride_xp", stride_xd=1, BP=MEANS.bm, BD=MEANS.bk,
+        "frame_means-fp16", frame_means_kernel, tile, "x_ptr:fp16 means_ptr:fp32",
+        "positions dim blocks~ stride_xt stride_xp", stride_xd=1, BP=tile.bm, BD=tile.bk,
     )  # fmt: skip
     return cases

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -19,8 +20,19 @@ from torch import Tensor
 from vsim_fast.ops._triton_compile import CompileCase
 from vsim_fast.ops.nv12.reference import coded_window, resize_matrix, yuv_coefficients
 
-TH, TW, KH, KW = 32, 64, 32, 64  # outputs per program; chroma rows and columns per step
-NUM_WARPS, NUM_STAGES = 8, 3
+
+class Tile(NamedTuple):
+    """th × tw outputs per program, kh × kw chroma positions per step, and launch options."""
+
+    th: int
+    tw: int
+    kh: int
+    kw: int
+    num_warps: int
+    num_stages: int
+
+
+TILES = {"nv12_to_pixels": Tile(32, 64, 32, 64, 8, 3)}  # bench/tune.py times others
 ALIGN = 8  # chunks start at multiples of this many chroma columns: 16-byte loads
 
 
@@ -37,14 +49,14 @@ def _load_words(at, cols, inside, right_inside, PAIRED: tl.constexpr, BITS: tl.c
 
 
 @triton.jit
-def _halves(word, BITS: tl.constexpr):
-    """The low and the high half of each word, as numbers: fp16 for 8 bits, else fp32."""
+def _halves(word, zero: tl.constexpr, BITS: tl.constexpr):
+    """The low and the high half of each word, less `zero`, as numbers: fp16 for 8 bits, else fp32."""
     if BITS == 8:  # fp16 1024 + n has the bit pattern 0x6400 + n: no conversion instruction, two pixels per operation
-        low = ((word & 0xFF) | 0x6400).to(tl.float16, bitcast=True) - 1024.0
-        high = (((word >> 8) & 0xFF) | 0x6400).to(tl.float16, bitcast=True) - 1024.0
+        low = ((word & 0xFF) | 0x6400).to(tl.float16, bitcast=True) - (1024.0 + zero)
+        high = (((word >> 8) & 0xFF) | 0x6400).to(tl.float16, bitcast=True) - (1024.0 + zero)
     else:
-        low = (word & 0xFFFF).to(tl.float32)
-        high = ((word >> 16) & 0xFFFF).to(tl.float32)
+        low = (word & 0xFFFF).to(tl.float32) - zero
+        high = ((word >> 16) & 0xFFFF).to(tl.float32) - zero
     return low, high
 
 
@@ -108,9 +120,7 @@ def nv12_to_pixels_kernel(
         cols_inside, right_inside = cols < pairs * QUANTUM, 2 * cols + 1 < width
         inside = (2 * rows < height)[:, None] & cols_inside
         uv_at = uv_ptr + rows[:, None].to(tl.int64) * uv_stride_h * QUANTUM
-        u, v = _halves(_load_words(uv_at, cols, inside, inside, PAIRED, BITS), BITS)
-        u -= c_bias
-        v -= c_bias
+        u, v = _halves(_load_words(uv_at, cols, inside, inside, PAIRED, BITS), c_bias, BITS)
         chroma_r = v * rv + y_bias
         chroma_g = u * gu + (v * gv + y_bias)
         chroma_b = u * bu + y_bias
@@ -118,7 +128,7 @@ def nv12_to_pixels_kernel(
             luma_rows = 2 * rows + parity
             inside = (luma_rows < height)[:, None] & cols_inside
             y_at = y_ptr + luma_rows[:, None].to(tl.int64) * y_stride_h * QUANTUM
-            y0, y1 = _halves(_load_words(y_at, cols, inside, inside & right_inside, PAIRED, BITS), BITS)
+            y0, y1 = _halves(_load_words(y_at, cols, inside, inside & right_inside, PAIRED, BITS), 0.0, BITS)
             wv = tl.load(wv_at + parity * TH * v_reach + row + tl.arange(0, KH)[None, :])  # [TH, KH]
             r0 = tl.dot(wv, _levels(y0, chroma_r, y_scale, SATURATE), r0)
             g0 = tl.dot(wv, _levels(y0, chroma_g, y_scale, SATURATE), g0)
@@ -184,7 +194,7 @@ def _words(plane: Tensor, bits: int) -> Tensor | None:
 
 
 def _constexprs(
-    matrix: str, full_range: bool, bit_depth: int, paired: bool, quantum: int, saturate: bool
+    tile: Tile, matrix: str, full_range: bool, bit_depth: int, paired: bool, quantum: int, saturate: bool
 ) -> dict[str, object]:
     """Compile-time arguments. The colour coefficients are among them so that the compiler moves the raw words, not RGB,
     through shared memory: it hoists a layout change over arithmetic with constants alone. `quantum` divides the width
@@ -194,7 +204,7 @@ def _constexprs(
         y_scale=y_scale / 255, y_bias=-y_scale * y_offset / 255, c_bias=c_offset,
         rv=rv / 255, gu=gu / 255, gv=gv / 255, bu=bu / 255,
         PAIRED=paired, QUANTUM=quantum, BITS=8 if bit_depth == 8 else 16, SATURATE=bit_depth == 8 and saturate,
-        TH=TH, TW=TW, KH=KH, KW=KW, ALIGN=ALIGN,
+        TH=tile.th, TW=tile.tw, KH=tile.kh, KW=tile.kw, ALIGN=ALIGN,
     )  # fmt: skip
 
 
@@ -209,8 +219,9 @@ def nv12_to_pixels(
     if batch == 0:
         return out
     full, (top, left, out_h, out_w) = coded_window(size, crop, rotation, mirrored)
-    wv, v_sum, v_span = _filter_tables(height, full[0], interpolation, top, out_h, TH, KH, 1, y.device)
-    wh, _, h_span = _filter_tables(width, full[1], interpolation, left, out_w, TW, KW, ALIGN, y.device)
+    tile = TILES["nv12_to_pixels"]
+    wv, v_sum, v_span = _filter_tables(height, full[0], interpolation, top, out_h, tile.th, tile.kh, 1, y.device)
+    wh, _, h_span = _filter_tables(width, full[1], interpolation, left, out_w, tile.tw, tile.kw, ALIGN, y.device)
 
     bits = 8 * y.itemsize
     y = y if y.stride(2) == 1 else y.contiguous()
@@ -238,17 +249,18 @@ def nv12_to_pixels(
             base, *out.stride()[:2], h_stride, w_stride,
             wv.shape[3], wh.shape[3],
             *(1 / (255 * s) for s in std), *(-m / s for m, s in zip(mean, std, strict=True)),
-            **_constexprs(matrix, full_range, bit_depth, paired, quantum, saturate),
-            num_warps=NUM_WARPS, num_stages=NUM_STAGES,
+            **_constexprs(tile, matrix, full_range, bit_depth, paired, quantum, saturate),
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return out
 
 
 def compile_cases() -> list[CompileCase]:
     """The specialisations of 8- and 10-bit frames: aligned, less aligned, and of odd width (quantum 0: not paired)."""
+    tile = TILES["nv12_to_pixels"]
 
     def case(name: str, plane: str, out: str, bit_depth: int, quantum: int) -> CompileCase:
-        constexprs = _constexprs("bt709", False, bit_depth, quantum > 0, max(quantum, 1), True)
+        constexprs = _constexprs(tile, "bt709", False, bit_depth, quantum > 0, max(quantum, 1), True)
         pointers = dict(
             y_ptr=plane, uv_ptr=plane, out_ptr=out, wv_ptr="*fp16", wh_ptr="*fp16",
             v_sum_ptr="*fp32", v_span_ptr="*i32", h_span_ptr="*i32",
@@ -257,7 +269,7 @@ def compile_cases() -> list[CompileCase]:
         signature = {name: "fp32" if name.startswith(("scale_", "bias_")) else "i32" for name in names}
         signature |= {name: kind + ":16" for name, kind in (pointers | dict(v_reach="i32", h_reach="i32")).items()}
         name = f"nv12_to_pixels-{name}"
-        return CompileCase(name, nv12_to_pixels_kernel, signature, constexprs, NUM_WARPS, NUM_STAGES)
+        return CompileCase(name, nv12_to_pixels_kernel, signature, constexprs, tile.num_warps, tile.num_stages)
 
     return [
         case("8bit-fp16", "*i16", "*fp16", 8, 16),

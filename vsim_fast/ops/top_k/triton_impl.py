@@ -13,10 +13,18 @@ import triton.language as tl
 from torch import Tensor
 
 from vsim_fast.ops._triton_compile import CompileCase
-from vsim_fast.ops.cosine.triton_impl import Tile, check_dtype, options, pack
+from vsim_fast.ops.cosine.triton_impl import Tile, check_dtype, options, pack, unpack
 from vsim_fast.ops.top_k import LONGEST_LIST, TopK, refuse_vector
 
-BQ, BQ_FEW = 64, 16
+# A tile of bm queries × bn vectors; bench/tune.py times others. The list lies in registers beside the accumulators:
+# where it is long a program takes fewer queries, and 8 warps share it. Many other shapes of these spill.
+TILES = {
+    "float32": Tile(16, 64, 32, 8, 2),
+    "long list": Tile(16, 128, 64, 8, 3),
+    "few queries": Tile(16, 256, 64, 4, 3),
+    "many queries": Tile(64, 128, 64, 8, 3),
+}
+LONG, FEW = 32, 16
 
 
 @triton.jit
@@ -71,8 +79,8 @@ def top_k(queries: Tensor, vectors: Tensor, k: int) -> TopK:
     count, number = len(queries), len(vectors)
     if not count or not number:
         return TopK(queries.new_empty(count, k, dtype=torch.float32), queries.new_empty(count, k, dtype=torch.int64))
-    bq, tile = choose_tile(count, k, vectors.dtype)
-    tiles, blocks = triton.cdiv(number, tile.bm), triton.cdiv(count, bq)
+    tile = choose_tile(count, k, vectors.dtype)
+    tiles, blocks = triton.cdiv(number, tile.bn), triton.cdiv(count, tile.bm)
     parts = min(tiles, max(1, 2 * multiprocessors(vectors) // blocks))
     part_tiles = triton.cdiv(tiles, parts)
     parts = triton.cdiv(tiles, part_tiles)
@@ -81,12 +89,10 @@ def top_k(queries: Tensor, vectors: Tensor, k: int) -> TopK:
         top_k_kernel[(blocks * parts,)](
             queries, vectors, best, count, number, queries.shape[1], parts, part_tiles,
             *queries.stride(), *vectors.stride(),
-            K=k, SLOTS=triton.next_power_of_2(max(k, 2)), BQ=bq, BN=tile.bm, BK=tile.bk, **options(tile),
+            K=k, SLOTS=triton.next_power_of_2(max(k, 2)), BQ=tile.bm, BN=tile.bn, BK=tile.bk, **options(tile),
         )  # fmt: skip
     best = best.flatten(1).topk(k, 1).values  # entries are distinct, so this is their one order
-    ordered = (best >> 32).to(torch.int32)
-    scores = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
-    index = 0x7FFFFFFF - (best & 0x7FFFFFFF)
+    scores, index = unpack(best)
     if (wrong := scores.isinf()).any():
         refuse_vector(int(index[wrong].min()))
     return TopK(scores, index)
@@ -96,14 +102,10 @@ def multiprocessors(tensor: Tensor) -> int:
     return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 2
 
 
-def choose_tile(queries: int, k: int, dtype: torch.dtype) -> tuple[int, Tile]:
-    """(BQ, Tile with BN as bm). The list lies in registers beside the accumulators: where it is long a program takes
-    fewer queries, and 8 warps share it. Other shapes of these spill, as `compile_cases` shows."""
+def choose_tile(queries: int, k: int, dtype: torch.dtype) -> Tile:
     if dtype == torch.float32:
-        return BQ_FEW, Tile(64, 32, 8, 2)
-    if k > 32:
-        return BQ_FEW, Tile(128, 64, 8, 3)
-    return (BQ_FEW, Tile(128, 64, 4, 3)) if queries <= BQ_FEW else (BQ, Tile(128, 64, 8, 3))
+        return TILES["float32"]
+    return TILES["long list" if k > LONG else "few queries" if queries <= FEW else "many queries"]
 
 
 def compile_cases() -> list[CompileCase]:
@@ -111,12 +113,12 @@ def compile_cases() -> list[CompileCase]:
     cases = []
     for kind, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
         for queries, k in ((100, 10), (1, 10), (100, 128)):
-            bq, tile = choose_tile(queries, k, dtype)
+            tile = choose_tile(queries, k, dtype)
             signature = {"q_ptr": f"*{kind}:16", "v_ptr": f"*{kind}:16", "best_ptr": "*i64:16", "queries": "i32"}
             signature |= {"vectors": "i32", "dim": "i32:16", "parts": "i32", "part_tiles": "i32"}
             signature |= {"stride_qn": "i32:16", "stride_vn": "i32:16"}
             constexprs = dict(
-                stride_qd=1, stride_vd=1, K=k, SLOTS=triton.next_power_of_2(k), BQ=bq, BN=tile.bm, BK=tile.bk
+                stride_qd=1, stride_vd=1, K=k, SLOTS=triton.next_power_of_2(k), BQ=tile.bm, BN=tile.bn, BK=tile.bk
             )
             cases.append(CompileCase(
                 f"top_k-Q{queries}-k{k}-{kind}", top_k_kernel, signature, constexprs, tile.num_warps, tile.num_stages
