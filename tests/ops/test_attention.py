@@ -135,3 +135,13 @@ def test_wrong_scale(scale):
 def test_the_core_takes_bfloat16_only():
     with pytest.raises(TypeError, match="backend 'cpp' takes bfloat16, got float32"):
         attention(*draw((1, 1, 2, 2, 8), torch.float32), backend="cpp")
+
+
+@needs_bfloat16
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torch_compile_knows_its_layout():
+    q, k, v = draw((2, 3, 30, 40, 16))
+    q = q.transpose(1, 2).contiguous().transpose(1, 2)
+    torch.library.opcheck(torch.ops.vsim_fast.attention, (q, k, v, 0.25), test_utils=("test_schema", "test_faketensor"))
+    want = attention(q, k, v, scale=0.25, backend="cpp")
+    assert torch.equal(torch.ops.vsim_fast.attention(q, k, v, 0.25), want)
