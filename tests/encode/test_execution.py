@@ -129,6 +129,21 @@ def test_an_error_of_the_compiler_names_the_cure(monkeypatch):
         block(torch.zeros(2))
 
 
+def test_too_many_numbers_of_threads_are_an_error_that_names_the_limit(monkeypatch):
+    real, before = torch.compile, torch.get_num_threads()
+    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend="eager", **options))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    block = nn.GELU()
+    execution.compile_blocks([block])
+    try:
+        with pytest.raises(DeviceError, match="compiles a block at most 2 times"):
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                block(torch.zeros(2))
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -287,6 +302,18 @@ def test_float8_linear_is_the_product_of_the_quantised(bias, row_scales):
     got = Float8Linear(linear, torch.bfloat16)(x)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.double(), exact, rtol=8e-3, atol=8e-3)
+
+
+def test_float8_linear_hands_on_whole_rows(monkeypatch):
+    """Of one frame whose tokens still lie as the convolution left them, column by column."""
+    linear, x = Float8Linear(nn.Linear(64, 48), torch.bfloat16), torch.randn(1, 64, 7, dtype=torch.bfloat16).mT
+
+    def product(a, b, **options):
+        assert a.stride() == (64, 1) and b.stride() == (1, 64)
+        return emulated_product(a, b, **options)
+
+    monkeypatch.setattr(torch, "_scaled_mm", product)
+    assert torch.equal(linear(x), linear(x.contiguous()))
 
 
 def test_quantise_linears_leaves_odd_sizes_and_subclasses():

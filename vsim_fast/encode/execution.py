@@ -84,6 +84,12 @@ def _compiled(function: FunctionType) -> Callable:
             raise DeviceError(
                 f"execution compiled: torch.compile failed on {tokens.device}: {_reason(error)}; use eager"
             ) from error
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:  # its text is only that it is one
+            limit = torch._dynamo.config.recompile_limit
+            raise DeviceError(
+                f"execution compiled: torch compiles a block at most {limit} times, anew for each number of threads; "
+                "keep to a few of them, raise torch._dynamo.config.recompile_limit, or use eager"
+            ) from error
 
     return call
 
