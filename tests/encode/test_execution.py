@@ -9,7 +9,10 @@ import pytest
 import torch
 from compare import COSINE_ATOL, assert_matches_reference
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
 from vsim_fast.cli import app
@@ -51,16 +54,18 @@ def same_tokens(got, expected, dtype):
             assert error < 4 * COSINE_ATOL[dtype]
 
 
-def small(name, dtype, mode="eager", folder=None):
-    """A small model of two blocks, the same at each call, its weights large enough for an uneven attention."""
+def unsettled(name, folder=None):
+    """A small model of two blocks, the same at each call."""
     common = dict(image_size=SIDE, fit="squash", offline=True)
     if name in CONFIGS:
         (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
-        encoder = hf_encoder.load(Spec.parse(f"hf:{folder}@random"), **common)
-    else:
-        spec = Spec.parse(f"timm:{name}@random")
-        encoder = timm_encoder.load(spec, **common, depth=2, embed_dim=48, num_heads=2)
-    generator = torch.Generator().manual_seed(1)
+        return hf_encoder.load(Spec.parse(f"hf:{folder}@random"), **common)
+    return timm_encoder.load(Spec.parse(f"timm:{name}@random"), **common, depth=2, embed_dim=48, num_heads=2)
+
+
+def small(name, dtype, mode="eager", folder=None):
+    """The same, settled, its weights large enough for an uneven attention."""
+    encoder, generator = unsettled(name, folder), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in encoder.network.parameters():
             parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
@@ -167,6 +172,40 @@ def test_commands_hand_the_execution_on(command, clip, tmp_path):
     assert isinstance(result.exception, DeviceError) and "needs a CUDA device" in str(result.exception)
 
 
+class Crossings(TorchDispatchMode):
+    """Operators between devices, which wait for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        devices = {x.device.type for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)}
+        if len(devices) > 1:
+            self.seen.append(str(func))
+        return out
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch is built without CUDA")
+@pytest.mark.parametrize("name", [DINOV2, SIGLIP, DINOV3, EVA, "dinov2", "clip"])
+def test_a_pass_stays_on_its_device(name, tmp_path):
+    """What a CUDA graph needs, shown by tensors without memory that claim to be on a GPU."""
+    encoder = unsettled(name, tmp_path)
+    with FakeTensorMode(), torch.no_grad():
+        for module in encoder.network.modules():
+            for table in (module._parameters, module._buffers):
+                for key, x in table.items():
+                    if x is not None:
+                        there = torch.empty(x.shape, dtype=x.dtype, device="cuda")
+                        table[key] = nn.Parameter(there, requires_grad=False) if isinstance(x, nn.Parameter) else there
+        encoder.device, encoder._tap = torch.device("cuda"), encoder.tap()
+        pixels = torch.empty(2, 3, SIDE, SIDE, device="cuda")
+        with Crossings() as crossings:
+            tokens = encoder._forward(pixels)
+    assert tokens.patches.device.type == "cuda" and not crossings.seen
+
+
 # ---- recorded forward passes, with a stand-in for the graph ----
 
 
@@ -249,9 +288,13 @@ def test_leaving_a_capture_that_ran_out_of_memory_is_running_out_of_memory(recor
 
 
 @pytest.mark.needs_cuda
-@pytest.mark.parametrize("mode", ["graphs", "compiled+graphs"])
-def test_graphs_on_cuda_match_eager(mode):
-    spec = "timm:vit_tiny_patch16_224@random"
+@pytest.mark.parametrize(
+    ("model", "mode"),
+    [("vit_tiny_patch16_224", "graphs"), ("vit_tiny_patch16_224", "compiled+graphs"),
+     ("vit_small_patch16_dinov3", "graphs")],
+)  # fmt: skip
+def test_graphs_on_cuda_match_eager(model, mode):
+    spec = f"timm:{model}@random"
     eager, recorded = (load_encoder(spec, "cuda", "float16", 64, execution=e) for e in ("eager", mode))
     eager.batch_size = recorded.batch_size = 8
     kept = []
