@@ -162,6 +162,8 @@ class Captured:
         stream = torch.cuda.current_stream(pixels.device) if pixels.is_cuda else None
         if stream and self._free:
             stream.wait_event(self._free)  # a call on another stream may still read the tokens
+        if stream:
+            self._pixels.record_stream(stream)  # all may be dropped before this stream has read them
         self._pixels[: len(pixels)].copy_(pixels)
         self._graph.replay()
         tokens = Tokens(*(None if x is None else x[: len(pixels)].clone() for x in self._tokens))
