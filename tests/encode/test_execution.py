@@ -137,11 +137,11 @@ def test_an_error_of_the_compiler_names_the_cure(monkeypatch):
 def test_too_many_numbers_of_threads_are_an_error_that_names_the_limit(monkeypatch):
     real, before = torch.compile, torch.get_num_threads()
     monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend="eager", **options))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     block = nn.GELU()
     execution.compile_blocks([block])
     try:
-        with pytest.raises(DeviceError, match="compiles a block at most 2 times"):
+        limit = torch._dynamo.config.patch(recompile_limit=2)
+        with limit, pytest.raises(DeviceError, match="compiles a block at most 2 times"):
             for threads in (1, 2, 3):
                 torch.set_num_threads(threads)
                 block(torch.zeros(2))
