@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from compare import assert_matches_reference
@@ -9,6 +11,11 @@ from torch.overrides import _get_current_function_mode
 
 from vsim_fast import ops
 from vsim_fast.encode.attention import AttentionTap, CoreAttention, attention_row
+
+try:
+    from vsim_fast import _C
+except ImportError:
+    _C = None
 
 
 def full_map(q, k, scale):
@@ -101,6 +108,25 @@ def test_other_attention_stays_torch_s(options, seen):
         assert torch.equal(F.scaled_dot_product_attention(q, k, k, **options), plain)
         F.scaled_dot_product_attention(q[0], q[0], q[0])  # three axes
     assert not seen
+
+
+@pytest.mark.skipif(not getattr(_C, "has_bfloat16", False), reason="no compiled core, or a CPU without AVX512-BF16")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_compiled_attention_takes_the_core_for_bfloat16_alone(dtype):
+    """A network in bfloat16 may turn its queries to float32 and back."""
+    import_module("vsim_fast.ops.attention.native_impl")  # where the operator is made
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph.code)
+        return graph
+
+    q = torch.randn(1, 2, 7, 8).to(dtype)
+    compiled = torch.compile(lambda q: F.scaled_dot_product_attention(q, q, q), backend=backend, fullgraph=True)
+    with CoreAttention():
+        got = compiled(q)
+    assert_matches_reference(got, F.scaled_dot_product_attention(q, q, q), dtype=dtype, atol=2e-2)
+    assert ("vsim_fast.attention" in graphs[0]) == (dtype == torch.bfloat16)
 
 
 def test_a_tapped_layer_goes_to_the_core_too(seen):

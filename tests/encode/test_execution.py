@@ -9,7 +9,10 @@ import pytest
 import torch
 from compare import COSINE_ATOL, assert_matches_reference
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
 from vsim_fast.cli import app
@@ -51,16 +54,18 @@ def same_tokens(got, expected, dtype):
             assert error < 4 * COSINE_ATOL[dtype]
 
 
-def small(name, dtype, mode="eager", folder=None):
-    """A small model of two blocks, the same at each call, its weights large enough for an uneven attention."""
+def unsettled(name, folder=None):
+    """A small model of two blocks, the same at each call."""
     common = dict(image_size=SIDE, fit="squash", offline=True)
     if name in CONFIGS:
         (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
-        encoder = hf_encoder.load(Spec.parse(f"hf:{folder}@random"), **common)
-    else:
-        spec = Spec.parse(f"timm:{name}@random")
-        encoder = timm_encoder.load(spec, **common, depth=2, embed_dim=48, num_heads=2)
-    generator = torch.Generator().manual_seed(1)
+        return hf_encoder.load(Spec.parse(f"hf:{folder}@random"), **common)
+    return timm_encoder.load(Spec.parse(f"timm:{name}@random"), **common, depth=2, embed_dim=48, num_heads=2)
+
+
+def small(name, dtype, mode="eager", folder=None):
+    """The same, settled, its weights large enough for an uneven attention."""
+    encoder, generator = unsettled(name, folder), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in encoder.network.parameters():
             parameter += 0.15 * torch.randn(parameter.shape, generator=generator)
@@ -129,6 +134,21 @@ def test_an_error_of_the_compiler_names_the_cure(monkeypatch):
         block(torch.zeros(2))
 
 
+def test_too_many_numbers_of_threads_are_an_error_that_names_the_limit(monkeypatch):
+    real, before = torch.compile, torch.get_num_threads()
+    monkeypatch.setattr(torch, "compile", lambda f, **options: real(f, backend="eager", **options))
+    block = nn.GELU()
+    execution.compile_blocks([block])
+    try:
+        limit = torch._dynamo.config.patch(recompile_limit=2)
+        with limit, pytest.raises(DeviceError, match="compiles a block at most 2 times"):
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                block(torch.zeros(2))
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -150,6 +170,40 @@ def test_commands_hand_the_execution_on(command, clip, tmp_path):
     options = ["--model", "timm:vit_tiny_patch16_224@random", "--device", "cpu", "--execution", "graphs"]
     result = CliRunner().invoke(app, [command, *paths, *options, "--output-dir", str(tmp_path / "out")])
     assert isinstance(result.exception, DeviceError) and "needs a CUDA device" in str(result.exception)
+
+
+class Crossings(TorchDispatchMode):
+    """Operators between devices, which wait for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        devices = {x.device.type for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)}
+        if len(devices) > 1:
+            self.seen.append(str(func))
+        return out
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="torch is built without CUDA")
+@pytest.mark.parametrize("name", [DINOV2, SIGLIP, DINOV3, EVA, "dinov2", "clip"])
+def test_a_pass_stays_on_its_device(name, tmp_path):
+    """What a CUDA graph needs, shown by tensors without memory that claim to be on a GPU."""
+    encoder = unsettled(name, tmp_path)
+    with FakeTensorMode(), torch.no_grad():
+        for module in encoder.network.modules():
+            for table in (module._parameters, module._buffers):
+                for key, x in table.items():
+                    if x is not None:
+                        there = torch.empty(x.shape, dtype=x.dtype, device="cuda")
+                        table[key] = nn.Parameter(there, requires_grad=False) if isinstance(x, nn.Parameter) else there
+        encoder.device, encoder._tap = torch.device("cuda"), encoder.tap()
+        pixels = torch.empty(2, 3, SIDE, SIDE, device="cuda")
+        with Crossings() as crossings:
+            tokens = encoder._forward(pixels)
+    assert tokens.patches.device.type == "cuda" and not crossings.seen
 
 
 # ---- recorded forward passes, with a stand-in for the graph ----
@@ -234,9 +288,13 @@ def test_leaving_a_capture_that_ran_out_of_memory_is_running_out_of_memory(recor
 
 
 @pytest.mark.needs_cuda
-@pytest.mark.parametrize("mode", ["graphs", "compiled+graphs"])
-def test_graphs_on_cuda_match_eager(mode):
-    spec = "timm:vit_tiny_patch16_224@random"
+@pytest.mark.parametrize(
+    ("model", "mode"),
+    [("vit_tiny_patch16_224", "graphs"), ("vit_tiny_patch16_224", "compiled+graphs"),
+     ("vit_small_patch16_dinov3", "graphs")],
+)  # fmt: skip
+def test_graphs_on_cuda_match_eager(model, mode):
+    spec = f"timm:{model}@random"
     eager, recorded = (load_encoder(spec, "cuda", "float16", 64, execution=e) for e in ("eager", mode))
     eager.batch_size = recorded.batch_size = 8
     kept = []
@@ -287,6 +345,18 @@ def test_float8_linear_is_the_product_of_the_quantised(bias, row_scales):
     got = Float8Linear(linear, torch.bfloat16)(x)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.double(), exact, rtol=8e-3, atol=8e-3)
+
+
+def test_float8_linear_hands_on_whole_rows(monkeypatch):
+    """Of one frame whose tokens still lie as the convolution left them, column by column."""
+    linear, x = Float8Linear(nn.Linear(64, 48), torch.bfloat16), torch.randn(1, 64, 7, dtype=torch.bfloat16).mT
+
+    def product(a, b, **options):
+        assert a.stride() == (64, 1) and b.stride() == (1, 64)
+        return emulated_product(a, b, **options)
+
+    monkeypatch.setattr(torch, "_scaled_mm", product)
+    assert torch.equal(linear(x), linear(x.contiguous()))
 
 
 def test_quantise_linears_leaves_odd_sizes_and_subclasses():

@@ -105,6 +105,22 @@ def test_what_is_not_finite_stays_so(value, backend):
     assert not out[0, 0, :, 7].isfinite().any() and out[0, 1].isfinite().all()
 
 
+def test_inputs_that_require_a_gradient_are_served_by_torch():
+    q, k, v = draw((1, 2, 5, 6, 8))
+    q.requires_grad_()
+    attention(q, k, v).sum().backward()
+    assert q.grad.isfinite().all()
+    with torch.no_grad():
+        assert_close(attention(q, k, v), exact(q, k, v), v)
+
+
+@pytest.mark.parametrize("backend", [CPP])
+def test_the_core_has_no_gradient(backend):
+    q, k, v = draw((1, 2, 5, 6, 8))
+    with pytest.raises(RuntimeError, match="backend 'cpp' has no gradient"):
+        attention(q, k.requires_grad_(), v, backend=backend)
+
+
 def test_no_queries():
     q, k, v = draw((2, 2, 0, 3, 8))
     assert attention(q, k, v).shape == (2, 2, 0, 8)

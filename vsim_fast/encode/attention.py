@@ -86,7 +86,7 @@ class _SeeAttention(TorchFunctionMode):
 
 
 class CoreAttention(TorchFunctionMode):
-    """While it is entered, attention without a mask is that of `vsim_fast.ops`."""
+    """While it is entered, bfloat16 attention without a mask is that of `vsim_fast.ops`."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -103,9 +103,11 @@ def _plain(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, float | None] | None:  # fmt: skip
-    """(q, k, v, scale) of a call that `ops.attention` serves, else None."""
+    """(q, k, v, scale) of a call that the core serves, else None."""
+    if attn_mask is not None or dropout_p or is_causal or query.dtype != torch.bfloat16:
+        return None
     same = query.ndim == 4 and query.shape[:2] == key.shape[:2] and key.shape == value.shape
-    return (query, key, value, scale) if same and attn_mask is None and not dropout_p and not is_causal else None
+    return (query, key, value, scale) if same else None
 
 
 class ProbeTap:

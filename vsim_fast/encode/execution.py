@@ -84,6 +84,12 @@ def _compiled(function: FunctionType) -> Callable:
             raise DeviceError(
                 f"execution compiled: torch.compile failed on {tokens.device}: {_reason(error)}; use eager"
             ) from error
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:  # its text is only that it is one
+            limit = torch._dynamo.config.recompile_limit
+            raise DeviceError(
+                f"execution compiled: torch compiles a block at most {limit} times, anew for each number of threads; "
+                "keep to a few of them, raise torch._dynamo.config.recompile_limit, or use eager"
+            ) from error
 
     return call
 
@@ -156,6 +162,8 @@ class Captured:
         stream = torch.cuda.current_stream(pixels.device) if pixels.is_cuda else None
         if stream and self._free:
             stream.wait_event(self._free)  # a call on another stream may still read the tokens
+        if stream:
+            self._pixels.record_stream(stream)  # all may be dropped before this stream has read them
         self._pixels[: len(pixels)].copy_(pixels)
         self._graph.replay()
         tokens = Tokens(*(None if x is None else x[: len(pixels)].clone() for x in self._tokens))

@@ -34,7 +34,7 @@ class Float8Linear(nn.Module):
         self.in_features, self.out_features, self.dtype = linear.in_features, linear.out_features, dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, scale = quantised(x.reshape(-1, self.in_features))
+        rows, scale = quantised(x.reshape(-1, self.in_features).contiguous())  # the product takes whole rows only
         out = torch._scaled_mm(
             rows, self.weight.t(), scale_a=scale, scale_b=self.scale, bias=self.bias, out_dtype=self.dtype,
             use_fast_accum=True,

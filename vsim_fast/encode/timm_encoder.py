@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import timm
 from timm.models.eva import Eva
@@ -49,6 +50,9 @@ class TimmEncoder(NetworkEncoder):
         return self.network.blocks
 
     def tap(self) -> AttentionTap:
+        rope = getattr(self.network, "rope", None)
+        if rope is not None and next(rope.parameters(), None) is None:
+            keep_angles(rope, self.grid)
         if self.has_cls_token:
             self.attention_kind = CLS_ROW
             return AttentionTap(self.network.blocks[-1])
@@ -57,6 +61,18 @@ class TimmEncoder(NetworkEncoder):
             return AttentionTap(self.network.attn_pool)
         self.attention_kind = POOLED_ROW
         return AttentionTap(self.network.blocks[-1], query="mean")
+
+
+def keep_angles(rope: nn.Module, grid: tuple[int, int]) -> None:
+    """Have timm's rotary embedding make its table of `grid` once, now. DINOv3's begins on the CPU at each pass: a copy
+    that the GPU waits for, and that cannot be recorded."""
+    make, table = rope.get_embed, rope.get_embed(shape=list(grid))
+
+    def get_embed(shape: Sequence[int] | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        fits = shape is not None and tuple(shape) == grid and not (args or kwargs)
+        return table if fits else make(shape, *args, **kwargs)
+
+    rope.get_embed = get_embed
 
 
 def load(spec: Spec, *, image_size: int | None, fit: str, offline: bool, **overrides: object) -> TimmEncoder:

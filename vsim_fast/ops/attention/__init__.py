@@ -21,7 +21,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ba
         q: [B, H, N, d] float16/bfloat16/float32/float64, any device and strides.
         k, v: [B, H, M, d], M >= 1, of the same dtype and device.
         scale: positive factor on the products; None is d ** -0.5.
-        backend: "cpp" (bfloat16 on CPUs with AVX512-BF16) or "reference" (torch's own); None picks the faster one.
+        backend: "cpp" (bfloat16 on CPUs with AVX512-BF16; no gradient) or "reference" (torch's own, which has one);
+            None picks the faster one that serves.
     Returns:
         [B, H, N, d] of the dtype of `q`; "cpp" lays it out as [B, N, H, d], so that heads are joined without a copy.
     Raises:
@@ -39,9 +40,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, ba
     scale = q.shape[3] ** -0.5 if scale is None else scale
     if not 0 < scale < math.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}")
-    if backend is None and not core_is_faster(q.device, q.dtype):
+    if backend is None and (needs_gradient(q, k, v) or not core_is_faster(q.device, q.dtype)):
         backend = "reference"
     return choose("attention", q.device.type, backend)(q, k, v, scale=scale)
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd records what is done to them."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def core_is_faster(device: torch.device, dtype: torch.dtype) -> bool:

@@ -38,5 +38,7 @@ def _bits(x: Tensor) -> np.ndarray:
     """Where they lie; copied if a token's numbers do not lie side by side."""
     if x.dtype != torch.bfloat16:
         raise TypeError(f"backend 'cpp' takes bfloat16, got {str(x.dtype).removeprefix('torch.')}")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError("backend 'cpp' has no gradient, and an input requires one; use 'reference'")
     x = x.detach()
     return (x if x.stride(-1) == 1 else x.contiguous()).view(torch.int16).numpy().view(np.uint16)
