@@ -68,7 +68,8 @@ step() {
     last="cut: $budget s are spent" failed=1
   else
     echo "== $name" | tee -a "$log"
-    timeout --kill-after=5 "$((limit < left ? limit : left))" bash -c '"$@"' step "$@" >"$site/step.log" 2>&1
+    # Interrupted, pytest still says what has failed.
+    timeout --signal=INT --kill-after=10 "$((limit < left ? limit : left))" bash -c '"$@"' step "$@" >"$site/step.log" 2>&1
     code=$?
     cat "$site/step.log" >>"$log"
     case $code in
