@@ -96,7 +96,8 @@ describe() {
 add_wheels() { "$python" -m pip install -q --no-index --no-deps --no-compile --target "$site" "$wheels"/*.whl; }
 
 build() {
-  CMAKE_ARGS='-DVSIM_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=80;90' \
+  # By this variable, not by CMAKE_ARGS alone: then what does not compile is an error, not an install without the core.
+  VSIM_CUDA=ON CMAKE_ARGS='-DCMAKE_CUDA_ARCHITECTURES=80;90' \
     "$python" -m pip install --no-index --no-deps --no-build-isolation --no-compile --target "$site" . &&
     "$python" -c 'from vsim_fast import _C; assert _C.has_cuda, "built without CUDA"; print("compiled core with CUDA:", _C.__file__)'
 }

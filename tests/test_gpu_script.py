@@ -44,6 +44,7 @@ def test_the_plan_names_every_step_and_adds_up(gpu_sh, tmp_path):
     ]  # fmt: skip
     assert f"limits of these steps: {sum(int(limit) for _, limit in steps)} s" in run.stdout
     assert not (tmp_path / "out").exists()
+    assert re.search(r"^ +VSIM_CUDA=ON .*pip install", run.stdout, re.M)  # else pip hides what did not compile
     usage = " ".join(line.lstrip("# ") for line in SCRIPT.read_text().splitlines() if line.startswith("#"))
     listed = re.search(r"only these of ([^;]*);", usage)[1]
     assert re.split(r",\s+", listed) == [name for name, _ in steps[2:]]
