@@ -46,7 +46,8 @@ def providers(case: Case) -> list[str]:
     ours += [name + THREADS.format(count) for name in ours for count in case.threads if count > 1]
     if case.eager is None:
         return ours
-    return [case.baseline, *case.peers, *([COMPILED] if case.baseline == "torch eager" else []), *ours]
+    compiled = [COMPILED] if case.baseline == "torch eager" and COMPILED not in case.without else []
+    return [case.baseline, *case.peers, *compiled, *ours]
 
 
 def provide(case: Case, provider: str):

@@ -100,6 +100,29 @@ def test_show_filters_by_op_and_prints_json(capsys, tmp_path):
     assert code == 1 and "--rows must be a file or folder" in error
 
 
+@pytest.mark.parametrize("line", ['{"op": "x', "[1, 2]", '{"op": "x"}', json.dumps(asdict(ROW) | {"joules": 1})])
+def test_show_names_the_line_that_is_no_row(capsys, tmp_path, line):
+    path = tmp_path / "rows.jsonl"
+    append_row(path, ROW)
+    with path.open("a") as file:
+        file.write("\n" + line + "\n")
+    code, out, error = bench_show(capsys, "--rows", tmp_path)
+    assert code == 1 and not out and f"{path}, line 3, is no benchmark row" in error.replace("\n", "")
+
+
+def test_show_of_a_folder_without_rows_says_so(capsys, tmp_path):
+    code, _, error = bench_show(capsys, "--rows", tmp_path)
+    assert code == 1 and "one without any" in error
+
+
+def test_rows_stand_under_the_versions_they_were_measured_with():
+    newer = replace(ROW, provider="ours", machine=replace(MACHINE, torch="2.12"))
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(terminal_table([ROW, newer], [ROW, newer]))
+    first = [line.split()[0] for line in console.export_text().splitlines() if line.strip()]
+    assert [word for word in first if word in ("GPU", "torch", "ours")] == ["GPU", "torch", "GPU", "ours"]
+
+
 def test_nan_is_not_a_figure(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         append_row(tmp_path / "rows.jsonl", replace(ROW, p50_ms=float("nan")))

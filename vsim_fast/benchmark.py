@@ -78,10 +78,21 @@ def append_row(path: Path, row: Row) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of one file, or of every .jsonl file in a folder, in the order they were written."""
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    records = [json.loads(line) for file in files for line in file.read_text().splitlines() if line.strip()]
-    return [Row(**{**record, "machine": Machine(**record["machine"])}) for record in records]
+    """Rows of one file, or of every .jsonl file in a folder, in the order they were written.
+
+    Raises:
+        ValueError: a line is no row.
+    """
+    rows = []
+    for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
+        for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
+            try:
+                if line.strip():
+                    record = json.loads(line)
+                    rows.append(Row(**{**record, "machine": Machine(**record["machine"])}))
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"{file}, line {number}, is no benchmark row: {error}") from None
+    return rows
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:
@@ -202,10 +213,10 @@ def digits(value: float, count: int = 3) -> str:
 
 
 def grouped(rows: Iterable[Row]) -> list[list[Row]]:
-    """Rows of one machine, op and shape together, in the order first seen."""
+    """Rows of one machine, with the same versions, op and shape together, in the order first seen."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.machine.name, row.op, row.shape), []).append(row)
+        groups.setdefault((describe(row.machine), row.op, row.shape), []).append(row)
     return list(groups.values())
 
 
@@ -255,7 +266,7 @@ def terminal_table(rows: Iterable[Row], recorded: Iterable[Row]) -> Group:
     for group in grouped(rows):
         first = group[0]
         dtypes, peers = ({getattr(row, name) for row in group} for name in ("dtype", "baseline"))
-        block = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=first.machine.name != machine)
+        block = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=describe(first.machine) != machine)
         block.add_column("", width=28, overflow="fold")
         for name, width in FIGURES.items():
             block.add_column(name, width=width, justify="right")
@@ -266,9 +277,9 @@ def terminal_table(rows: Iterable[Row], recorded: Iterable[Row]) -> Group:
             notes += [f"  {row.provider}, {row.dtype}: {lack}" for lack in lacks or ()]
             bar = "–" if lacks is None else "[red]below[/]" if lacks else "[green]ok[/]"
             block.add_row(Text(row.provider + f", {row.dtype}" * (len(dtypes) > 1)), *_figures(row), bar)
-        if first.machine.name != machine:
-            machine = first.machine.name
-            parts.append(Text(describe(first.machine), "reverse"))
+        if describe(first.machine) != machine:
+            machine = describe(first.machine)
+            parts.append(Text(machine, "reverse"))
         title = Text(f"\n{first.op}", "bold").append(f"  {first.shape}", "not bold")
         against = ", ".join(sorted(peers - {None}))
         about = [", ".join(sorted(dtypes)) * (len(dtypes) == 1), f"over {against}" * bool(against)]

@@ -809,7 +809,12 @@ def bench(
 
     if not rows.exists():
         raise UsageError(f"--rows must be a file or folder of benchmark rows, got {str(rows)!r}")
-    recorded = read_rows(rows)
+    try:
+        recorded = read_rows(rows)
+    except ValueError as error:
+        raise UsageError(f"--rows: {error}") from None
+    if not recorded:
+        raise UsageError(f"--rows must be a file or folder of benchmark rows, got one without any: {str(rows)!r}")
     try:
         shown = named(latest(recorded), op)
     except ValueError as error:
