@@ -60,6 +60,13 @@ CORES = Ours(("vsim_fast:cpp",), "one core"), Ours(("vsim_fast:cpp, 2 threads",)
 PIXELS = Ours(("vsim_fast:triton",), peers=PEERS), Ours(("vsim_fast:torch",), "rounding to 8 bits as PIL does", PEERS)
 PRECISIONS = tuple(Ours(("vsim_fast",), dtype, dtype=dtype) for dtype in ("float32", "bfloat16", "float16"))
 PAIRS = *PRECISIONS, Ours(("vsim_fast, encoder loaded",), "encoder loaded")
+WAYS = tuple(
+    Ours((name,), name)
+    for name in (
+        "eager", "eager, unfused attention", "eager bfloat16", "compiled", "compiled fp32", "graphs", "compiled+graphs",
+        "eager float8", "compiled float8",
+    )
+)  # fmt: skip
 ROOFS = "decode alone", "encode alone"
 ENCODE, EMBED = (Ours((f"vsim_fast:{name}",), peers=ROOFS, slowest=True) for name in ("encode_videos", "embed"))
 RESIZE, DISTANCES, LEVELS = "another resize", "of distances in the hundreds", "a level of 255 is 0.017"
@@ -70,6 +77,7 @@ WORKS = (
     Work("`vsim pair` without pictures, {N} pairs, {model} at {S} px", "pairs", PAIRS, error=RESIZE),
     Work("`vsim pair --video`, {T} frames at {S} px, `builtin`", "video against a copy", (Ours(("vsim_fast",)),)),
     Work("file to features, {T} frames, {model} at {S} px, {dtype}", "file to features", (Ours(("engine",)),)),
+    Work("encoding alone, {T} frames, {model} at {S} px", "encode", WAYS, error="of patch cosines"),
     Work("decoding alone, {T} frames", "decode", tuple(Ours((f"{n} readers",), f"{n} at a time") for n in (1, 8))),
     Work("`encode_videos`, {shape}", "batch of videos", (ENCODE,)),
     Work("`embed`, {shape}", "batch of videos", (EMBED,)),
@@ -112,8 +120,8 @@ NAMES = {
 NO_GPU = """
 No GPU row exists yet: the Triton kernels and the CUDA sources compile for sm_80 and sm_90 without spills, the Triton
 kernels pass under Triton's interpreter, CUDA time warping on an emulated grid of threads, and the NVDEC adapter passes
-against a model of the decoder that recycles its buffers. `bench/gpu.sh` builds, tests and times everything on a GPU in
-one call."""
+against a model of the decoder that recycles its buffers. `bench/gpu.sh correctness` builds and tests everything on
+a GPU, `bench/gpu.sh timings` times it: two calls of ten minutes each."""
 
 
 def duration(ms: float) -> str:

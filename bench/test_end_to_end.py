@@ -198,7 +198,7 @@ def test_encoder_modes(model, size, recorder, quick):
         if name in first:
             taken = [one[name] for one in seconds]
             recorder.add(
-                taken, op="encode", provider=name, dtype=precision, shape=f"{model}-S{size}-B{batch}x{batches}",
+                taken, op="encode", provider=name, dtype=precision, shape=f"{model}-S{size}-T{batches * batch}",
                 baseline=EXACT, rate=batches * batch / float(np.median(taken)), unit="frames/s",
                 max_error=(first[name][1] - first[EXACT][1]).abs().max().item(),
                 note=f"{execution}; first batch {first[name][0]:.1f} s; error is that of patch cosines; random weights",
