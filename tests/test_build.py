@@ -59,15 +59,15 @@ def test_cuda_that_was_asked_for_is_never_left_out(source, tmp_path):
 
 
 @pytest.mark.skipif(not (COMPILER and shutil.which("nm")), reason="no C++ compiler")
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512vnni"])
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512bf16", "avx512vnni"])
 def test_instruction_sets_share_no_code(isa, tmp_path):
     """A symbol the linker may merge (weak) could carry one instruction set's code into another's path."""
     if isa != "portable" and os.uname().machine != "x86_64":
         pytest.skip("x86-64 only")
-    flags = re.search(
-        rf'csrc/simd_{isa}.cpp PROPERTIES COMPILE_OPTIONS\s+"([^"]*)"', (ROOT / "CMakeLists.txt").read_text()
-    )
-    options = [flag for flag in flags[1].split(";") if flag.startswith("-m")]
+    cmake = (ROOT / "CMakeLists.txt").read_text()
+    flags = re.search(rf'csrc/simd_{isa}.cpp PROPERTIES COMPILE_OPTIONS\s+"([^"]*)"', cmake)[1]
+    flags = flags.replace("${avx512}", re.search(r"set\(avx512 ([^)]*)\)", cmake)[1].replace(" ", ";"))
+    options = [flag for flag in flags.split(";") if flag.startswith("-m")]
     out = tmp_path / "kernel.o"
     source = ROOT / "csrc" / f"simd_{isa}.cpp"
     subprocess.run([COMPILER, "-std=c++17", "-O1", *options, "-c", str(source), "-o", str(out)], check=True)
